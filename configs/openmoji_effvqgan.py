@@ -1,0 +1,102 @@
+"""Efficient-VQGAN on OpenMoji: the README's run, minutes on a CPU, with nothing of the large model left out.
+
+    python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji
+    python sample.py --workdir=runs/openmoji
+
+One patch merging, shifted windows, a halo and several query blocks, as in `ffhq_effvqgan.py`, only smaller. It stands for
+no table of paper 000; what it reaches is in docs/performance.md. Arguments, as in `--config=...:res=64,f=8`:
+
+    res     side of the images in pixels (32)
+    f       downsampling factor: 4, 8 or 16 (4); larger images want a larger one
+    size    small or base: width of both models (small)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config, by arguments "key=value,...".
+
+    Raises:
+        InputError: unknown argument or value.
+    """
+    args = common.parse_arg(arg, res=32, f=4, size="small")
+    config = common.get_config()
+    config.data.source = ConfigDict({"name": "openmoji", "cache_dir": ""})
+    config.data.resolution = args.res
+    config.data.crop = "center"
+    config.data.workers = 0
+
+    patch_size, levels = common.one_of("f", args.f, {4: (2, 2), 8: (4, 2), 16: (4, 3)})
+    width, dim, layers = common.one_of("size", args.size, {"small": (64, 192, 6), "base": (128, 512, 12)})
+
+    tokenizer = config.tokenizer
+    tokenizer.model = ConfigDict(
+        {
+            "name": "efficient_vqgan",
+            "patch_size": patch_size,
+            "widths": (width, 2 * width, 4 * width)[:levels],
+            "depths": (2, 4, 4)[:levels],
+            "head_dim": 32,
+            "window": 4,
+            "mlp_ratio": 4,
+            "remat": False,
+            "dtype": "float32",
+            "quantizer": {
+                "num_codes": 1024,
+                "code_dim": 32,
+                "update": "ema",
+                "beta": 0.25,
+                "decay": 0.99,
+                "latent_norm": "layer",
+                "restart_below": 0.1,
+            },
+        }
+    )
+    tokenizer.loss.l1 = 0.5
+    tokenizer.loss.perceptual = 0.0
+    tokenizer.loss.perceptual_net = "alexnet"
+    tokenizer.batch_size = 32
+    tokenizer.steps = 1_000
+    tokenizer.optimizer.learning_rate = 1e-3
+    tokenizer.optimizer.b2 = 0.99
+    tokenizer.optimizer.clip_norm = 1.0
+    tokenizer.optimizer.warmup_steps = 50
+    tokenizer.eval_every = 500
+    tokenizer.checkpoint_every = 250
+
+    prior = config.prior
+    prior.model = ConfigDict(
+        {
+            "name": "multigrained",
+            "conditional": False,
+            "dim": dim,
+            "num_layers": layers,
+            "num_heads": dim // 32,
+            "embed_dim": 64,
+            "block_size": 4,
+            "halo": 1,
+            "dropout": 0.1,
+            "label_smoothing": 0.1,
+            "query_blocks_per_image": 2,
+            "scan": True,
+            "remat": False,
+            "dtype": "float32",
+        }
+    )
+    prior.batch_size = 32
+    prior.steps = 1_000
+    prior.optimizer.name = "adamw"
+    prior.optimizer.learning_rate = 1e-3
+    prior.optimizer.b1 = 0.9
+    prior.optimizer.b2 = 0.96
+    prior.optimizer.weight_decay = 0.045
+    prior.optimizer.clip_norm = 1.0
+    prior.optimizer.warmup_steps = 100
+    prior.ema_decay = 0.99
+    prior.eval_every = 500
+    prior.checkpoint_every = 250
+    prior.use = "best"
+    return config

@@ -1,0 +1,19 @@
+"""Eight simulated devices, shapes and types checked at run time, and a cache of compiled programs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("vqjax", "beartype.beartype")
+
+CACHE = Path(tempfile.gettempdir()) / "vqjax-test-cache"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

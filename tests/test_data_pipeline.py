@@ -1,0 +1,178 @@
+"""A batch is a function of the seed and the step alone; broken images never slip through."""
+
+import dataclasses
+import itertools
+import logging
+import multiprocessing
+import sys
+
+import numpy as np
+import pytest
+
+from vqjax.data import BrokenImageError, evaluation_batches, train_batches
+from vqjax.errors import InputError
+
+
+@dataclasses.dataclass
+class Numbered:
+    """Image i has the label i, a size of its own, and random pixels that depend on i alone."""
+
+    count: int = 10
+    broken: tuple[int, ...] = ()
+    num_classes: int = 1
+    class_names: tuple[str, ...] = ("number",)
+    reads: list = dataclasses.field(default_factory=list)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        if index in self.broken:
+            raise BrokenImageError(f"number {index} is broken")
+        in_worker = multiprocessing.parent_process() is not None
+        if in_worker and "jax" in sys.modules:
+            from jax._src import xla_bridge
+
+            assert not xla_bridge.backends_are_initialized()
+        rng = np.random.default_rng(index)
+        pixels = rng.integers(0, 256, (24 + index, 40 - index, 3), np.uint8)
+        return {"image": pixels, "label": index, "caption": "", "name": str(index)}
+
+
+def batches(steps, source=None, **options):
+    options = {"batch_size": 8, "seed": 3, "start_step": 0, "resolution": 16} | options
+    options = {"crop": "random", "min_scale": 0.7, "flip": True} | options
+    iterator = train_batches(source or Numbered(), **options)
+    taken = list(itertools.islice(iterator, steps))
+    iterator.close()
+    return taken
+
+
+def joined(parts):
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_shapes_and_types():
+    (batch,) = batches(1)
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "image": ((8, 16, 16, 3), np.uint8),
+        "label": ((8,), np.int32),
+    }
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_parts_of_the_processes_make_up_the_batch_of_one(processes):
+    whole = batches(4)
+    parts = [batches(4, process_index=index, process_count=processes) for index in range(processes)]
+    for step in range(4):
+        assert_same(joined([part[step] for part in parts]), whole[step])
+
+
+def test_starting_anywhere_gives_what_an_unbroken_run_gives():
+    whole = batches(7)
+    for start in (1, 5):
+        for later, batch in zip(batches(2, start_step=start), whole[start:], strict=False):
+            assert_same(later, batch)
+
+
+def test_starting_late_reads_only_what_it_yields():
+    source = Numbered()
+    batches(1, source, start_step=10**9)
+    assert len(source.reads) <= 8 * 6  # the batch and those read ahead
+
+
+def test_worker_processes_change_nothing():
+    for serial, parallel in zip(batches(5), batches(5, workers=2), strict=True):
+        assert_same(serial, parallel)
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own():
+    labels = np.concatenate([batch["label"] for batch in batches(5)]).reshape(4, 10)
+    for epoch in labels:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in labels}) == 4
+
+
+def test_seed_changes_order_and_augmentation_differs_between_epochs():
+    assert not np.array_equal(batches(1)[0]["label"], batches(1, seed=4)[0]["label"])
+    everything = joined(batches(5))
+    first, second = np.flatnonzero(everything["label"] == 0)[:2]
+    assert not np.array_equal(everything["image"][first], everything["image"][second])
+
+
+def test_broken_image_stops_the_run_and_is_named():
+    with pytest.raises(BrokenImageError, match="number 4 is broken"):
+        batches(2, Numbered(broken=(4,)))
+    with pytest.raises(BrokenImageError, match="number 4 is broken"):
+        list(evaluation_batches(Numbered(broken=(4,)), batch_size=4, resolution=16))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_image_is_logged_once_and_replaced_by_the_next(caplog, workers):
+    whole = joined(batches(5))
+    source = Numbered(broken=(4, 5))
+    with caplog.at_level(logging.WARNING):
+        left = joined(batches(5, source, on_broken="skip", workers=workers))
+    kept = ~np.isin(whole["label"], (4, 5))
+    np.testing.assert_array_equal(left["label"], np.where(kept, whole["label"], 6))
+    np.testing.assert_array_equal(left["image"][kept], whole["image"][kept])
+    logged = sorted(record.args[1] for record in caplog.records)
+    assert logged == ["number 4 is broken", "number 5 is broken"]
+
+
+def test_source_without_one_readable_image_is_an_error():
+    with pytest.raises(InputError, match="none of the 3 images"):
+        batches(1, Numbered(3, broken=(0, 1, 2)), on_broken="skip")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("limit", [None, 3, 8, 99])
+def test_evaluation_counts_every_image_once_in_order(processes, limit):
+    parts = [
+        list(
+            evaluation_batches(
+                Numbered(),
+                batch_size=4,
+                resolution=16,
+                limit=limit,
+                process_index=index,
+                process_count=processes,
+            )
+        )
+        for index in range(processes)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    whole = joined([joined(list(step)) for step in zip(*parts, strict=True)])
+    expected = np.arange(min(limit or 10, 10))
+    np.testing.assert_array_equal(whole["index"][whole["valid"]], expected)
+    np.testing.assert_array_equal(whole["label"], whole["index"])
+    assert whole["image"].shape[1:] == (16, 16, 3)
+
+
+def test_stand_in_for_a_broken_image_is_not_valid():
+    options = {"batch_size": 4, "resolution": 16, "on_broken": "skip"}
+    whole = joined(list(evaluation_batches(Numbered(broken=(9,)), **options)))
+    np.testing.assert_array_equal(whole["index"][whole["valid"]], np.arange(9))
+    assert whole["image"].reshape(12, -1).max(1).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process_count": 3}, "multiple of 3"),
+        ({"batch_size": 0}, "multiple of 1"),
+        ({"min_scale": 0.0}, "min_scale"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_arguments_are_named_at_once(options, message):
+    arguments = {"batch_size": 8, "seed": 0, "start_step": 0, "resolution": 16}
+    with pytest.raises(InputError, match=message):
+        train_batches(Numbered(), **(arguments | options))

@@ -1,0 +1,1 @@
+"""Two-stage vector-quantized image generators in JAX and Flax Linen."""

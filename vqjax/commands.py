@@ -1,0 +1,83 @@
+"""What the command-line programs share: flags with clear errors, and errors in one line."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from vqjax.errors import InputError, TrainingError
+from vqjax.registry import did_you_mean
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a program.
+
+    Wrong input ends it with one line and status 2, a run that cannot go on with one line and
+    status 1; anything else is a bug of ours, and shows its traceback.
+    """
+    # It tells at level INFO which accelerators the machine does not have.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return _parse(argv)
+        except (InputError, flags.Error) as e:
+            _fail(e, 2)
+
+    def call(argv: Sequence[str]) -> None:
+        try:
+            main()
+        except InputError as e:
+            _fail(e, 2)
+        except TrainingError as e:
+            _fail(e, 1)
+
+    app.run(call, flags_parser=parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; a config is first loaded without overrides, to check them against it."""
+    overrides = [arg for arg in argv if re.match(r"--?config\.", arg)]
+    if overrides:
+        _parse_only([arg for arg in argv if arg not in overrides])
+        for override in overrides:
+            _check_override(override.lstrip("-"), flags.FLAGS.config)
+        flags.FLAGS.unparse_flags()
+    return _parse_only(argv)
+
+
+def _parse_only(argv: Sequence[str]) -> list[str]:
+    # config_flags looks for overrides in sys.argv, whatever is being parsed.
+    sys.argv = list(argv)
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            # A config whose file could not be read raises when it is first used.
+            flags.FLAGS.config.is_locked  # noqa: B018
+    except OSError as e:
+        raise InputError(f"--config: {str(e).strip().splitlines()[-1].strip()}") from None
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}: flags look like --name=value")
+    return rest
+
+
+def _check_override(override: str, config: ConfigDict) -> None:
+    path, equals, _ = override.partition("=")
+    if not equals:
+        raise InputError(f"--{path}: write --{path}=value")
+    keys = path.split(".")[1:]
+    for i, key in enumerate(keys):
+        if not isinstance(config, ConfigDict) or key not in config:
+            parent = ".".join(["config", *keys[:i]])
+            if not isinstance(config, ConfigDict):
+                raise InputError(f"--{path}: {parent} is a value and has no keys")
+            raise InputError(f"--{path}: no {key!r} in {parent}; {did_you_mean(key, config)}")
+        config = config[key]
+
+
+def _fail(error: Exception, status: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)

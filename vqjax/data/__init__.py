@@ -1,0 +1,44 @@
+"""Data sets by name, and the batches that training and evaluation read from them."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from vqjax import registry
+from vqjax.data.folder import Folder
+from vqjax.data.images import BrokenImageError
+from vqjax.data.openmoji import OpenMoji
+from vqjax.data.pipeline import evaluation_batches, train_batches
+from vqjax.data.sources import Example, Source, Split
+from vqjax.data.tfds import TFDS
+
+__all__ = [
+    "SOURCES",
+    "BrokenImageError",
+    "Example",
+    "Source",
+    "Split",
+    "build_source",
+    "evaluation_batches",
+    "train_batches",
+]
+
+SOURCES: dict[str, type] = {"openmoji": OpenMoji, "folder": Folder, "tfds": TFDS}
+
+
+def build_source(config: ConfigDict, split: Split, resolution: int) -> Source:
+    """Opens one split of the data set that `config.data.source` names.
+
+    Args:
+        config: `config.data.source`: the `name` of a source, and fields of its class.
+        split: "train" or "validation".
+        resolution: side in pixels at which a source that draws its images draws them.
+
+    Raises:
+        InputError: unknown name or field, or what the source's class raises.
+    """
+    given: dict[str, object] = {"split": split}
+    source_class = SOURCES.get(config.get("name"))
+    if source_class and "resolution" in {f.name for f in dataclasses.fields(source_class)}:
+        given["resolution"] = resolution
+    return registry.build("data.source", SOURCES, config.to_dict(), **given)

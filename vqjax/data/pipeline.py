@@ -1,0 +1,252 @@
+"""Batches of a source: a pure function of the step, on any number of processes and workers."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import flags
+
+from vqjax.data.images import BrokenImageError, center_crop, random_crop, random_flip
+from vqjax.data.sources import Source
+from vqjax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+OnBroken = Literal["error", "skip"]
+
+_log = logging.getLogger(__name__)
+
+# Batches decoded ahead, each by one thread: image decoding and resizing release the GIL.
+_READ_AHEAD = 4
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    resolution: int,
+    crop: Literal["center", "random"] = "center",
+    min_scale: float = 1.0,
+    flip: bool = False,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_broken: OnBroken = "error",
+) -> Iterator[Batch]:
+    """Endless training batches, from the batch of `start_step` on.
+
+    The global batch of step s is elements [s*batch_size, (s+1)*batch_size) of the repeated data
+    set, shuffled anew each epoch; process p gets the p-th contiguous part. Crop and flip are
+    seeded by an element's place in that order. So a batch depends on the seed and the step alone:
+    starting anywhere costs nothing, and no state needs saving.
+
+    Close the generator to stop its threads and workers.
+
+    Args:
+        source: the images.
+        batch_size: images of all processes together.
+        seed: of the shuffle and the augmentation, in [0, 2**32).
+        start_step: step of the first batch.
+        resolution: side of the images in pixels.
+        crop: the central square, or one at a random place.
+        min_scale: smallest side of a random crop, relative to the image's shorter side, in (0, 1].
+        flip: whether half of the images are mirrored left to right.
+        workers: processes that decode; 0 decodes in threads of this process.
+        process_index: of this process among those that share the batch.
+        process_count: number of those.
+        on_broken: "error" stops at an image that cannot be decoded; "skip" logs it and puts the
+            next readable one of the source in its place.
+
+    Yields:
+        {"image": uint8 [b, resolution, resolution, 3], "label": int32 [b]} with b the local batch.
+
+    Raises:
+        InputError: arguments out of range; from the iterator, a broken image.
+    """
+    local = _local_batch_size(batch_size, process_count)
+    if not 0 < min_scale <= 1:
+        raise InputError(f"config.data.min_scale={min_scale}: a crop's scale is above 0, at most 1")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"config.seed={seed}: give a seed from 0 to {2**32 - 1}")
+
+    elements = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map(_Read(source, on_broken))
+        .random_map(_Augment(resolution, crop, min_scale, flip))
+    )
+    batch = _TrainBatch(elements, batch_size, process_index * local, local)
+    return _deliver(
+        grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch), workers
+    )
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    resolution: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_broken: OnBroken = "error",
+) -> Iterator[Batch]:
+    """The images of a source in order, once, as central squares.
+
+    Every process yields the same number of batches, its contiguous part of each; the last one is
+    padded with repeats of the last image.
+
+    Args:
+        source: the images.
+        batch_size: images of all processes together.
+        resolution: side of the images in pixels.
+        limit: number of images, from the first on; None for all.
+        process_index: of this process among those that share the batch.
+        process_count: number of those.
+        on_broken: as for `train_batches`.
+
+    Yields:
+        {"image": uint8 [b, resolution, resolution, 3], "label": int32 [b], "index": int32 [b],
+        "valid": bool [b]} with b the local batch. Rows that are not valid, padding and stand-ins
+        for broken images, must not be counted.
+
+    Raises:
+        InputError: arguments out of range; from the iterator, a broken image.
+    """
+    local = _local_batch_size(batch_size, process_count)
+    count = len(source) if limit is None else min(limit, len(source))
+
+    read = _Read(source, on_broken)
+    batch = _EvaluationBatch(read, resolution, count, batch_size, process_index * local, local)
+    return _deliver(grain.MapDataset.range(-(-count // batch_size)).map(batch), workers=0)
+
+
+# An example's image and label, and the messages of the broken images that it stands in for.
+_Element = dict[str, Any]
+
+
+# Classes rather than closures in what follows, because worker processes receive them pickled.
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    source: Source
+    on_broken: OnBroken
+
+    def __call__(self, index: int) -> _Element:
+        count = len(self.source)
+        broken: list[str] = []
+        for offset in range(count):
+            try:
+                example = self.source[(index + offset) % count]
+            except BrokenImageError as error:
+                if self.on_broken == "error":
+                    raise
+                broken.append(str(error))
+            else:
+                return {"image": example["image"], "label": example["label"], "broken": broken}
+        raise InputError(f"none of the {count} images can be read; the first: {broken[0]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment:
+    resolution: int
+    crop: Literal["center", "random"]
+    min_scale: float
+    flip: bool
+
+    def __call__(self, element: _Element, rng: np.random.Generator) -> _Element:
+        image = element["image"]
+        if self.crop == "random":
+            image = random_crop(image, self.resolution, rng, self.min_scale)
+        else:
+            image = center_crop(image, self.resolution)
+        return {**element, "image": random_flip(image, rng) if self.flip else image}
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatch:
+    elements: grain.MapDataset
+    batch_size: int
+    offset: int
+    local: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        first = step * self.batch_size + self.offset
+        return _stack([self.elements[first + row] for row in range(self.local)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluationBatch:
+    read: _Read
+    resolution: int
+    count: int
+    batch_size: int
+    offset: int
+    local: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        first = step * self.batch_size + self.offset
+        places = range(first, first + self.local)
+        indices = [min(place, self.count - 1) for place in places]
+        rows = {index: self._row(index) for index in set(indices)}
+        chosen = [rows[index] for index in indices]
+        valid = [
+            place < self.count and not row["broken"]
+            for place, row in zip(places, chosen, strict=True)
+        ]
+        index = np.array(indices, np.int32)
+        return {**_stack(chosen), "index": index, "valid": np.array(valid)}
+
+    def _row(self, index: int) -> _Element:
+        element = self.read(index)
+        return {**element, "image": center_crop(element["image"], self.resolution)}
+
+
+def _stack(elements: list[_Element]) -> dict[str, Any]:
+    return {
+        "image": np.stack([element["image"] for element in elements]),
+        "label": np.array([element["label"] for element in elements], np.int32),
+        "broken": [message for element in elements for message in element["broken"]],
+    }
+
+
+def _deliver(steps: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    """Reads ahead, keeping the order, and reports broken images here, where the log is."""
+    ahead = steps.to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=1 if workers else _READ_AHEAD, prefetch_buffer_size=_READ_AHEAD
+        )
+    )
+    if workers:
+        # grain reads flags to start its workers, which fails where no program has parsed any.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        ahead = ahead.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    iterator = iter(ahead)
+    reported: set[str] = set()
+    try:
+        for batch in iterator:
+            for message in batch.pop("broken"):
+                if message not in reported:
+                    reported.add(message)
+                    _log.warning("broken image %d left out: %s", len(reported), message)
+            yield batch
+    finally:
+        iterator.close()
+
+
+def _local_batch_size(batch_size: int, process_count: int) -> int:
+    if batch_size <= 0 or batch_size % process_count:
+        raise InputError(
+            f"config.batch_size={batch_size} cannot be shared by {process_count} processes; "
+            f"choose a multiple of {process_count}"
+        )
+    return batch_size // process_count

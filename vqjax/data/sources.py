@@ -1,0 +1,55 @@
+"""What the pipeline asks of a data set, and how a stable share of one is held out."""
+
+import hashlib
+from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+Split = Literal["train", "validation"]
+
+
+class Example(TypedDict):
+    """One image of a source: pixels at any size, class, caption ("" if none), name."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    label: int
+    caption: str
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to the images of one split of a data set.
+
+    Sources are dataclasses whose fields are the config's `data.source`. They are pickled into the
+    worker processes, so they hold names and indices, never pixels or open files. Reading an image
+    that cannot be decoded raises `vqjax.data.images.BrokenImageError`.
+    """
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are in [0, num_classes)."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, the same for both splits."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> Example: ...
+
+
+def held_out(key: str, fraction: float) -> bool:
+    """Whether the hash of `key` puts it in the validation split.
+
+    The answer depends on nothing else, so adding or removing other images never moves one across.
+
+    Args:
+        key: what is kept on one side of the split, for example a file name.
+        fraction: expected share of the keys that is held out, in [0, 1].
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

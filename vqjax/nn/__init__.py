@@ -1,0 +1,1 @@
+"""Blocks that several models share, one idea a file."""

@@ -1,0 +1,303 @@
+"""Efficient-VQGAN's prior: each block of tokens from its neighbourhood and one token for every block of the image.
+
+Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked training).
+"""
+
+from typing import ClassVar, Literal
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vqjax.losses import cross_entropy
+from vqjax.nn.attention import Implementation
+from vqjax.nn.transformer import INITIALIZER, Transformer
+from vqjax.priors.blocks import BlockLayout, block_layout
+from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
+from vqjax.tokens import Tokens
+
+Context = Literal["mixed", "random", "prefix"]
+
+
+class GridEmbedding(nn.Module):
+    """Learned position of a cell: one table for its row and one for its column, added.
+
+    Attributes:
+        grid: (h, w) of the tables; on another grid they are interpolated linearly.
+        dim: width.
+    """
+
+    grid: tuple[int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> Float[Array, "cells dim"]:
+        """Positions of all cells of a grid in raster order."""
+        tables = []
+        for name, size, wanted in zip(("row", "column"), self.grid, grid, strict=True):
+            table = self.param(name, INITIALIZER, (size, self.dim))
+            if wanted != size:
+                table = jax.image.resize(table, (wanted, self.dim), "linear")
+            tables.append(table)
+        return (tables[0][:, None] + tables[1][None, :]).reshape(-1, self.dim)
+
+
+class MultiGrainedPrior(nn.Module):
+    """p(block of tokens | tokens around it, one token per block of the image, condition), masked.
+
+    The sequence of a query block is [condition, global tokens, local tokens]. A global token is a strided convolution
+    (kernel = stride = W_s) over the codes of one block; the local tokens are the (W_s + 2 E_s)^2 window around the
+    query block. Cells outside the map are masked as keys.
+
+    No leak: the query block's own global token is computed here, from the masked codes of the local window, so nothing
+    that a caller passes can show it what is to be predicted.
+
+    Attributes:
+        num_codes: K of the tokenizer; K itself is the mask token.
+        grid: (h, w) latent grid of the training images; on other grids positions interpolate.
+        num_classes: size of the condition's vocabulary; 0 for an unconditional prior. The table has two more rows: the
+            null id (num_classes) and the padding id (num_classes + 1).
+        dim: width of the transformer.
+        num_layers: its depth.
+        num_heads: its attention heads.
+        embed_dim: width of a code's embedding; narrower than `dim`, since the strided convolution has
+            W_s^2 * embed_dim * dim weights.
+        block_size: W_s, side of a query block.
+        halo: E_s, how far the local window reaches beyond it.
+        dropout: rate on the embeddings and in the transformer.
+        label_smoothing: of the training loss; a held-out loss is never smoothed.
+        query_blocks_per_image: how many blocks of each image are predicted in a training step, drawn at random, which
+            leaves the loss unbiased; None means all.
+        scan: see `Transformer`.
+        remat: see `Transformer`.
+        dtype: compute dtype; parameters are float32.
+        implementation: see `vqjax.nn.attention.attention`.
+    """
+
+    token_kind: ClassVar[str] = "dense"
+
+    num_codes: int
+    grid: tuple[int, int]
+    num_classes: int = 0
+    dim: int = 768
+    num_layers: int = 24
+    num_heads: int = 16
+    embed_dim: int = 256
+    block_size: int = 8
+    halo: int = 2
+    dropout: float = 0.1
+    label_smoothing: float = 0.1
+    query_blocks_per_image: int | None = None
+    scan: bool = True
+    remat: bool = False
+    dtype: str = "float32"
+    implementation: Implementation = "xla"
+
+    def setup(self) -> None:
+        """Declares the embeddings, the transformer and the head."""
+        layout = self.layout(self.grid)
+        embed = dict(embedding_init=INITIALIZER, dtype=self.dtype)
+        self.code_embedding = nn.Embed(self.num_codes + 1, self.embed_dim, **embed)
+        self.block_convolution = nn.DenseGeneral(
+            self.dim, axis=(-2, -1), dtype=self.dtype
+        )
+        self.local_projection = nn.Dense(self.dim, dtype=self.dtype)
+        self.local_position = GridEmbedding(self.grid, self.dim)
+        self.global_position = GridEmbedding(layout.block_grid, self.dim)
+        if self.num_classes:
+            self.condition_embedding = nn.Embed(self.num_classes + 2, self.dim, **embed)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.transformer = Transformer(
+            self.num_layers,
+            self.num_heads,
+            dropout=self.dropout,
+            scan=self.scan,
+            remat=self.remat,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        self.head = nn.Dense(self.num_codes, dtype=self.dtype, kernel_init=INITIALIZER)
+
+    @property
+    def mask_id(self) -> int:
+        """The code that stands for an unknown token."""
+        return self.num_codes
+
+    @property
+    def null_id(self) -> int:
+        """The condition that says nothing (for guidance)."""
+        return self.num_classes
+
+    @property
+    def padding_id(self) -> int:
+        """The condition that is not there: masked as a key."""
+        return self.num_classes + 1
+
+    def layout(self, grid: tuple[int, int]) -> BlockLayout:
+        """Blocks and windows of a latent grid."""
+        return block_layout(grid, self.block_size, self.halo)
+
+    def block_tokens(self, block_codes: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
+        """The global tokens of blocks, without their positions.
+
+        Args:
+            block_codes: codes of the W_s^2 cells of each block in raster order; unknown ones and cells outside the grid
+                are `mask_id`.
+        """
+        return self.block_convolution(self.code_embedding(block_codes))
+
+    def __call__(
+        self,
+        window_codes: Int[Array, "b n"],
+        query: Int[Array, "b"],
+        block_tokens: Float[Array, "b g d"],
+        condition: Int[Array, "b c"],
+        grid: tuple[int, int],
+        train: bool = False,
+    ) -> Float[Array, "b q k"]:
+        """Logits of the codes of one query block a row.
+
+        Args:
+            window_codes: codes in the window around the query block; unknown ones are `mask_id`.
+            query: index of the query block, [0, g).
+            block_tokens: `block_tokens` of every block as the query block may see it; its own entry is ignored.
+            condition: ids in [0, num_classes + 2); c = 0 without a condition.
+            grid: (h, w) of the latent map.
+            train: dropout on (rng stream "dropout").
+
+        Returns:
+            Logits in float32 for the W_s^2 cells of the query block in raster order.
+        """
+        layout = self.layout(grid)
+        slots = layout.query_slots
+        inside = jnp.asarray(layout.window_inside)[query]
+        window_codes = jnp.where(inside, window_codes, self.mask_id)
+
+        own = self.block_tokens(window_codes[:, slots])
+        is_own = jnp.arange(layout.num_blocks) == query[:, None]
+        global_tokens = jnp.where(is_own[..., None], own[:, None], block_tokens)
+        global_tokens = global_tokens + self.global_position(layout.block_grid).astype(self.dtype)
+
+        position = self.local_position(grid).astype(self.dtype)
+        local_tokens = self.local_projection(self.code_embedding(window_codes))
+        local_tokens = local_tokens + position[jnp.asarray(layout.window_cells)[query]]
+
+        sequence = [global_tokens, local_tokens]
+        visible = [jnp.ones(global_tokens.shape[:2], bool), inside]
+        if self.num_classes and condition.shape[1]:
+            sequence.insert(0, self.condition_embedding(condition))
+            visible.insert(0, condition != self.padding_id)
+        x = self.embedding_dropout(jnp.concatenate(sequence, axis=1), deterministic=not train)
+        mask = jnp.concatenate(visible, axis=1)[:, None, None, :]
+        x = self.transformer(x, mask, train)
+        x = x[:, x.shape[1] - window_codes.shape[1] :][:, slots]
+        return self.head(x).astype(jnp.float32)
+
+    def loss(
+        self,
+        tokens: Tokens,
+        condition: Int[Array, "b c"],
+        train: bool,
+        *,
+        mask_ratio: float | None = None,
+        context: Context = "mixed",
+        valid: Bool[Array, "b"] | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Cross-entropy of the masked tokens of query blocks.
+
+        A query block sees one of two contexts. *random*: its halo is masked token by token at the rate of the block,
+        and the global map block by block. *prefix*, what block-by-block sampling sees: blocks before the query block in
+        raster order are clean, those after it masked, in the global map and in the halo alike.
+
+        Args:
+            tokens: dense tokens.
+            condition: see `__call__`.
+            train: label smoothing, dropout (rng stream "dropout") and a draw of query blocks; otherwise all are taken.
+            mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the cosine schedule.
+            context: "mixed" draws one of the two for each query block.
+            valid: images that count; None for all.
+
+        Returns:
+            The mean over the masked query tokens of the batch in nats, and a dict with "accuracy" and "predicted_tokens",
+            their number. Masks are drawn from the rng stream "mask".
+
+        Source: paper 000, Eq. 2.
+        """
+        layout = self.layout(tokens.grid)
+        codes = tokens.code_map.reshape(tokens.codes.shape)
+        queries = self._draw_queries(codes.shape[0], layout, train)
+        token_mask, block_mask = self._draw_masks(queries, layout, mask_ratio, context)
+
+        rows = jnp.arange(codes.shape[0])[:, None, None]
+        window = codes[rows, jnp.asarray(layout.window_cells)[queries]]
+        window_codes = jnp.where(token_mask, self.mask_id, window)
+
+        block_codes = codes[:, layout.block_cells]
+        clean = self.block_tokens(jnp.where(layout.block_inside, block_codes, self.mask_id))
+        masked = self.block_tokens(jnp.full((layout.block_cells.shape[1],), self.mask_id))
+        block_tokens = jnp.where(block_mask[..., None], masked, clean[:, None])
+
+        logits = self(
+            einops.rearrange(window_codes, "b s n -> (b s) n"),
+            queries.reshape(-1),
+            einops.rearrange(block_tokens, "b s g d -> (b s) g d"),
+            jnp.repeat(condition, queries.shape[1], axis=0),
+            tokens.grid,
+            train,
+        )
+        target = einops.rearrange(window[..., layout.query_slots], "b s q -> (b s) q")
+        predicted = einops.rearrange(token_mask[..., layout.query_slots], "b s q -> (b s) q")
+        if valid is not None:
+            predicted = predicted & jnp.repeat(valid, queries.shape[1])[:, None]
+        nats = cross_entropy(logits, target, self.label_smoothing if train else 0.0)
+        number = jnp.maximum(jnp.sum(predicted), 1)
+        hits = jnp.sum((jnp.argmax(logits, axis=-1) == target) & predicted)
+        return jnp.sum(nats * predicted) / number, {
+            "accuracy": hits / number,
+            "predicted_tokens": number.astype(jnp.float32),
+        }
+
+    def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
+        """Which blocks of each image are predicted."""
+        drawn = self.query_blocks_per_image
+        if not train or drawn is None or drawn >= layout.num_blocks:
+            return jnp.broadcast_to(jnp.arange(layout.num_blocks), (batch, layout.num_blocks))
+        score = jax.random.uniform(self.make_rng("mask"), (batch, layout.num_blocks))
+        return jnp.argsort(score, axis=1)[:, :drawn]
+
+    def _draw_masks(
+        self,
+        queries: Int[Array, "b s"],
+        layout: BlockLayout,
+        mask_ratio: float | None,
+        context: Context,
+    ) -> tuple[Bool[Array, "b s n"], Bool[Array, "b s g"]]:
+        """Masked cells of each window (at least one in its query block), and masked blocks of its global map."""
+
+        def fraction() -> Float[Array, "b s"]:
+            if mask_ratio is not None:
+                return jnp.full(queries.shape, mask_ratio)
+            return cosine_schedule(jax.random.uniform(self.make_rng("mask"), queries.shape))
+
+        def bernoulli(rate: Float[Array, "b s"], size: int) -> Bool[Array, "b s size"]:
+            key: Key[Array, ""] = self.make_rng("mask")
+            return jax.random.uniform(key, (*rate.shape, size)) < rate[..., None]
+
+        token_fraction, block_fraction = fraction(), fraction()
+        inside = jnp.asarray(layout.block_inside)[queries]
+        count = mask_count(token_fraction, jnp.sum(inside, axis=-1))
+        query_mask = random_mask(self.make_rng("mask"), inside, count)
+
+        window_block = jnp.asarray(layout.window_block)[queries]
+        later_halo = window_block > queries[..., None]
+        later_blocks = jnp.arange(layout.num_blocks) > queries[..., None]
+        random_halo = bernoulli(token_fraction, layout.window_cells.shape[1])
+        random_blocks = bernoulli(block_fraction, layout.num_blocks)
+        prefix_rate = {"random": 0.0, "mixed": 0.5, "prefix": 1.0}[context]
+        prefix = bernoulli(jnp.full(queries.shape, prefix_rate), 1)
+
+        halo_mask = jnp.where(prefix, later_halo, random_halo)
+        block_mask = jnp.where(prefix, later_blocks, random_blocks)
+        return halo_mask.at[..., layout.query_slots].set(query_mask), block_mask

@@ -1,0 +1,231 @@
+"""Vector quantization: nearest code, straight-through gradient, and the two ways of learning a codebook.
+
+Source: van den Oord et al. 2017 (VQ-VAE), Eq. 3 and appendix A.1; paper 000, section 3.1.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Collections that the quantizer writes in training: statistics that are part of the model's state, and codes that a
+# gradient codebook, being a parameter, can only have replaced by the training step.
+STATE = "quantizer"
+RESTARTS = "restarts"
+
+
+def nearest_code(z: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[Array, "n"]:
+    """Index of the code nearest to each vector in Euclidean distance, computed in float32.
+
+    Source: VQ-VAE, Eq. 1.
+    """
+    z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
+    # |z|^2 is the same for all codes. Accelerators round float32 products to bfloat16 unless told not to.
+    dot = jnp.einsum("nd,kd->nk", z, codebook, precision=jax.lax.Precision.HIGHEST)
+    distance = jnp.sum(codebook**2, axis=1) - 2.0 * dot
+    return jnp.argmin(distance, axis=1).astype(jnp.int32)
+
+
+def straight_through(z: Float[Array, "*b"], z_q: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The value of `z_q` with the gradient of `z`."""
+    return z + jax.lax.stop_gradient(z_q - z)
+
+
+def codebook_loss(z: Float[Array, "*b"], z_q: Float[Array, "*b"]) -> Float[Array, ""]:
+    """Mean of (sg(z) - e)^2: moves the codes only. Source: VQ-VAE, Eq. 3, second term."""
+    return jnp.mean((jax.lax.stop_gradient(z) - z_q) ** 2)
+
+
+def commitment_loss(z: Float[Array, "*b"], z_q: Float[Array, "*b"]) -> Float[Array, ""]:
+    """Mean of (z - sg(e))^2: moves the encoder only. Source: VQ-VAE, Eq. 3, third term."""
+    return jnp.mean((z - jax.lax.stop_gradient(z_q)) ** 2)
+
+
+def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Vectors of length one; a zero vector stays zero, with a zero gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
+
+
+def count_codes(codes: Int[Array, "*n"], num_codes: int) -> Float[Array, "k"]:
+    """How often each code occurs."""
+    return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
+
+
+def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
+    """exp of the entropy of the codes' frequencies: 1 (one code used) to k (all used alike)."""
+    p = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
+
+
+def usage(counts: Float[Array, "k"]) -> Float[Array, ""]:
+    """Fraction of the codes that occur at all, [0, 1]."""
+    return jnp.mean(counts > 0)
+
+
+def ema_update(
+    average: Float[Array, "*s"], value: Float[Array, "*s"], decay: float
+) -> Float[Array, "*s"]:
+    """One step of an exponential moving average."""
+    return decay * average + (1.0 - decay) * value
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook and its use.
+
+    Attributes:
+        num_codes: K, codes in the codebook.
+        code_dim: width of a code.
+        update: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving average of the vectors
+            assigned to it.
+        beta: weight of the commitment loss.
+        decay: of the moving averages.
+        latent_norm: what is done to a vector before the search: "none"; "layer", LayerNorm without parameters; "l2",
+            codes and vectors on the unit sphere (ViT-VQGAN).
+        restart_below: a code used less often than this per batch (moving average) is dead and restarts at a vector of
+            the batch; 0 never restarts.
+    """
+
+    num_codes: int = 1024
+    code_dim: int = 256
+    update: Literal["gradient", "ema"] = "gradient"
+    beta: float = 0.25
+    decay: float = 0.99
+    latent_norm: Literal["none", "layer", "l2"] = "none"
+    restart_below: float = 0.0
+
+    def setup(self) -> None:
+        """Declares the codebook: a parameter, or state where it is a moving average."""
+        shape = (self.num_codes, self.code_dim)
+        # Codes start at the scale of what they shall represent; VQGAN's 1 / K where that scale is not known.
+        scale = 1.0 / self.num_codes if self.latent_norm == "none" else 1.0
+
+        def init_codes(key: Array) -> Array:
+            return scale * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+        if self.update == "gradient":
+            self.codebook = self.param("codebook", init_codes)
+        else:
+            self.code_sum = self.variable(
+                STATE, "code_sum", lambda: init_codes(self.make_rng("params"))
+            )
+            self.started = self.variable(STATE, "started", lambda: jnp.zeros((), bool))
+        if self.update == "ema" or self.restart_below > 0:
+            self.code_count = self.variable(STATE, "code_count", jnp.ones, (self.num_codes,))
+        if self.update == "gradient" and self.restart_below > 0:
+            self.dead = self.variable(RESTARTS, "dead", jnp.zeros, (self.num_codes,), bool)
+            self.successors = self.variable(RESTARTS, "successors", jnp.zeros, shape)
+
+    def codes(self) -> Float[Array, "k d"]:
+        """The codebook as it is compared with the latents."""
+        if self.update == "gradient":
+            codebook = self.codebook
+        else:
+            codebook = self.code_sum.value / jnp.maximum(self.code_count.value, 1e-6)[:, None]
+        return l2_normalize(codebook) if self.latent_norm == "l2" else codebook
+
+    def embed(self, codes: Int[Array, "*n"]) -> Float[Array, "*n d"]:
+        """The vectors of given codes, [0, num_codes)."""
+        return self.codes()[codes]
+
+    def __call__(
+        self, z: Float[Array, "*b d"], train: bool = False
+    ) -> tuple[Float[Array, "*b d"], Int[Array, "*b"], dict[str, Float[Array, ""]]]:
+        """Replaces each vector by its nearest code.
+
+        In training the collections "quantizer" and "restarts" have to be mutable, and dead codes draw from the rng
+        stream "restart". All statistics are of the whole batch, on all devices.
+
+        Returns:
+            The quantized vectors, with the straight-through gradient, in the dtype of `z`; their codes; and a dict
+            with "vq_loss" (codebook loss + beta * commitment loss; the latter alone with moving averages),
+            "commitment_loss" (unweighted) and "batch_perplexity".
+        """
+        dtype = z.dtype
+        z = z.astype(jnp.float32)
+        if self.latent_norm == "layer":
+            z = nn.standardize(z, axis=-1)
+        elif self.latent_norm == "l2":
+            z = l2_normalize(z)
+        flat = z.reshape(-1, self.code_dim)
+        if train and self.update == "ema":
+            self._start(flat)
+
+        codebook = self.codes()
+        codes = nearest_code(jax.lax.stop_gradient(flat), jax.lax.stop_gradient(codebook))
+        z_q = codebook[codes].reshape(z.shape)
+        codes = codes.reshape(z.shape[:-1])
+
+        commitment = commitment_loss(z, z_q)
+        loss = self.beta * commitment
+        if self.update == "gradient":
+            loss = loss + codebook_loss(z, z_q)
+        counts = count_codes(codes, self.num_codes)
+        if train:
+            self._learn(jax.lax.stop_gradient(flat), codes.reshape(-1), counts)
+        metrics = {
+            "vq_loss": loss,
+            "commitment_loss": commitment,
+            "batch_perplexity": perplexity(counts),
+        }
+        return straight_through(z, z_q).astype(dtype), codes, metrics
+
+    def _draw(self, flat: Float[Array, "n d"]) -> Float[Array, "k d"]:
+        """A vector of the batch for every code."""
+        index = jax.random.randint(self.make_rng("restart"), (self.num_codes,), 0, flat.shape[0])
+        return jax.lax.stop_gradient(flat)[index]
+
+    def _start(self, flat: Float[Array, "n d"]) -> None:
+        """Puts a moving-average codebook on vectors of the first batch."""
+        if self.is_initializing():
+            return
+        started = self.started.value
+        self.code_sum.value = jnp.where(started, self.code_sum.value, self._draw(flat))
+        self.started.value = jnp.ones((), bool)
+
+    def _learn(
+        self, flat: Float[Array, "n d"], codes: Int[Array, "n"], counts: Float[Array, "k"]
+    ) -> None:
+        """Moves the averages and replaces dead codes."""
+        if self.is_initializing() or not (self.update == "ema" or self.restart_below > 0):
+            return
+        count = ema_update(self.code_count.value, counts, self.decay)
+        dead = count < self.restart_below
+        self.code_count.value = jnp.where(dead, 1.0, count)
+        if self.update == "ema":
+            # A product with one-hot rows, since accelerators multiply faster than they scatter.
+            one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32)
+            total = jnp.einsum(
+                "nk,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST
+            )
+            average = ema_update(self.code_sum.value, total, self.decay)
+            if self.restart_below > 0:
+                average = jnp.where(dead[:, None], self._draw(flat), average)
+            self.code_sum.value = average
+        else:
+            # A step of several microbatches collects the restarts of them all.
+            successors = jnp.where(dead[:, None], self._draw(flat), self.successors.value)
+            self.successors.value = successors
+            self.dead.value = self.dead.value | dead
+
+
+def apply_restarts(params: Mapping[str, Any], restarts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters in which the dead codes of every gradient codebook are replaced.
+
+    Args:
+        params: the model's parameters, or their moving average.
+        restarts: the collection "restarts" after the same step: {"dead": bool[k], "successors": [k, d]} where a
+            quantizer is in the tree of modules.
+    """
+    result = dict(params)
+    for name, value in restarts.items():
+        if name == "dead":
+            dead: Bool[Array, "k"] = value
+            result["codebook"] = jnp.where(
+                dead[:, None], restarts["successors"], params["codebook"]
+            )
+        elif isinstance(value, Mapping):
+            result[name] = apply_restarts(params[name], value)
+    return result

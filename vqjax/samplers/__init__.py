@@ -1,0 +1,1 @@
+"""How each prior is sampled: pure jitted functions."""

@@ -1,0 +1,25 @@
+"""Stage 1: from images to tokens and back. `config.tokenizer.model.name` picks one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vqjax import registry
+from vqjax.quantizers import VectorQuantizer
+from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
+
+TOKENIZERS = {"efficient_vqgan": EfficientVQGAN}
+Tokenizer = EfficientVQGAN
+
+
+def build_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of `config.tokenizer.model`.
+
+    Raises:
+        InputError: unknown name or field.
+    """
+    fields = dict(config)
+    quantizer = dict(fields.pop("quantizer", {}))
+    registry.check_fields("tokenizer.model.quantizer", VectorQuantizer, quantizer)
+    return registry.build(
+        "tokenizer.model", TOKENIZERS, fields, quantizer=VectorQuantizer(**quantizer)
+    )

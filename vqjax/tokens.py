@@ -1,0 +1,58 @@
+"""Tokens: the only thing that crosses between a tokenizer and a prior."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A batch of images as codes at positions of a latent grid; a pytree.
+
+    A dense tokenizer has one code for every cell (n = h * w, positions = arange); a sparse one keeps n < h * w.
+
+    Attributes:
+        codes: indices into the codebook, [0, num_codes).
+        positions: flat raster index (row * w + column) of each code in the latent grid, [0, h * w).
+        grid: the latent grid (h, w), static.
+    """
+
+    codes: Int[Array, "b n"]
+    positions: Int[Array, "b n"]
+    grid: tuple[int, int]
+
+    @classmethod
+    def dense(cls, code_map: Int[Array, "b h w"]) -> "Tokens":
+        """The tokens of a full code map, in raster order."""
+        b, h, w = code_map.shape
+        positions = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32), (b, h * w))
+        return cls(code_map.reshape(b, h * w), positions, (h, w))
+
+    @property
+    def code_map(self) -> Int[Array, "b h w"]:
+        """The codes of dense tokens as a map.
+
+        Raises:
+            ValueError: if the tokens are sparse, i.e. do not fill their grid.
+        """
+        (b, n), (h, w) = self.codes.shape, self.grid
+        if n != h * w:
+            raise ValueError(f"sparse tokens ({n} codes on a {h}x{w} grid) have no code map")
+        return self.codes.reshape(b, h, w)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, tuple[int, int]]:
+        """Children with their keys, and the static grid."""
+        key = jax.tree_util.GetAttrKey
+        return ((key("codes"), self.codes), (key("positions"), self.positions)), self.grid
+
+    @classmethod
+    def tree_unflatten(cls, grid: tuple[int, int], children: Any) -> "Tokens":
+        """Rebuilds the tree around any leaves: JAX puts shapes, shardings and placeholders there."""
+        tokens = object.__new__(cls)
+        for name, value in zip(("codes", "positions", "grid"), (*children, grid), strict=True):
+            object.__setattr__(tokens, name, value)
+        return tokens

@@ -1,0 +1,264 @@
+"""The training loop: data -> step -> metrics, pictures, checkpoints; for one stage."""
+
+import functools
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vqjax.data import Source, evaluation_batches, train_batches
+from vqjax.errors import InputError, TrainingError
+from vqjax.training.checkpoints import Checkpointer
+from vqjax.training.console import ProgressBar
+from vqjax.training.sharding import (
+    batch_sharding,
+    global_batch,
+    process_rows,
+    replicated,
+    state_shardings,
+)
+from vqjax.training.stage import Stage
+from vqjax.training.state import State, random_key
+from vqjax.training.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    """Shapes with the sharding that each leaf has on a mesh."""
+    shardings = state_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def abstract_state(stage: Stage, mesh: Mesh) -> State:
+    """Shapes and shardings of a stage's state."""
+    return placed(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
+
+
+def compile_train_step(stage: Stage, mesh: Mesh) -> Any:
+    """`stage.train_step` as a jitted function on a mesh; the old state's memory is given to the new one."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(stage, mesh))
+    # On a CPU, checkpoints are written from the very memory that a donated state would be overwritten in.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(
+        stage.train_step,
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=() if on_cpu else (0,),
+    )
+
+
+def batch_shapes(batch_size: int, resolution: int, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes and shardings of the images and labels of a global batch."""
+    sharding = batch_sharding(mesh)
+    shape = (batch_size, resolution, resolution, 3)
+    return (
+        jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding),
+        jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=sharding),
+    )
+
+
+def train_stage(
+    stage: Stage,
+    data: ConfigDict,
+    mesh: Mesh,
+    folder: Path,
+    train_source: Source,
+    validation_source: Source,
+) -> None:
+    """Trains a stage to its last step, from its last checkpoint where there is one.
+
+    Args:
+        stage: what to train.
+        data: `config.data`.
+        mesh: devices.
+        folder: of the stage; gets checkpoints, metrics and pictures.
+        train_source: images to train on.
+        validation_source: images to evaluate on.
+
+    Raises:
+        InputError: something in the config or the folder does not fit.
+        TrainingError: a loss is not finite, or the run was told to stop.
+    """
+    config = stage.config
+    rows = process_rows(mesh, config.batch_size)
+    # Processes whose devices differ only along "tensor" load the same slice.
+    slices = dict(process_index=int(rows[0]) // len(rows), process_count=config.batch_size // len(rows))
+    if config.batch_size % config.microbatches:
+        raise InputError(
+            f"config.{stage.name}.batch_size={config.batch_size} does not divide into"
+            f" microbatches={config.microbatches}: change one of the two"
+        )
+    main = jax.process_index() == 0
+    checkpointer = Checkpointer(
+        folder / "checkpoints",
+        keep=config.keep_checkpoints,
+        best_metric=config.best_metric or None,
+        best_mode=config.best_mode,
+    )
+    if checkpointer.latest_step is not None and checkpointer.latest_step >= config.steps:
+        log.info("%s: finished already (step %d)", stage.name, checkpointer.latest_step)
+        checkpointer.close()
+        return
+
+    shapes = abstract_state(stage, mesh)
+    restored = checkpointer.restore(shapes)
+    if restored is None:
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        key = random_key(stage.seed, f"{stage.name}/init", 0)
+        state, start = jax.jit(stage.init, out_shardings=shardings)(key), 0
+    else:
+        state, start = restored
+        log.info("%s: going on from step %d", stage.name, start)
+    frozen = stage.load_frozen(placed(stage.frozen_shapes(), mesh))
+    if main and start == 0:
+        _write_overview(folder, stage, shapes)
+
+    train_step = compile_train_step(stage, mesh)
+    to_devices = functools.partial(global_batch, mesh=mesh)
+    batches = train_batches(
+        train_source,
+        batch_size=config.batch_size,
+        seed=stage.seed,
+        start_step=start,
+        resolution=data.resolution,
+        crop=data.crop,
+        min_scale=data.min_scale,
+        flip=data.flip,
+        workers=data.workers,
+        on_broken=data.on_broken,
+        **slices,
+    )
+
+    def evaluate(state: State, step: int) -> dict[str, float]:
+        metrics, pictures = stage.evaluate(
+            state,
+            frozen,
+            evaluation_batches(
+                validation_source,
+                batch_size=config.batch_size,
+                resolution=data.resolution,
+                limit=config.eval_images,
+                on_broken=data.on_broken,
+                **slices,
+            ),
+            to_devices,
+        )
+        writer.scalars(step, {f"validation/{name}": value for name, value in metrics.items()})
+        for name, grid in pictures.items():
+            writer.images(step, name, grid)
+        writer.flush()
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("%s: step %d, validation: %s", stage.name, step, shown)
+        return metrics
+
+    def check(step: int, metrics: dict[str, Any]) -> dict[str, float]:
+        """A step's metrics on the host; waits for that step."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            checkpointer.wait()
+            good = checkpointer.latest_step
+            raise TrainingError(
+                f"{stage.name}: step {step}: {broken[0]} is {values[broken[0]]}; the last good checkpoint is"
+                f" {'none' if good is None else f'step {good}'} in {folder}: lower the learning rate or set"
+                " clip_norm, and go on from it with --accept_config_changes"
+            )
+        return values
+
+    began = time.monotonic()
+    window: list[dict[str, float]] = []
+    pending: dict[str, Any] | None = None
+    with (
+        closing(batches),
+        Writer(folder, start, main) as writer,
+        ProgressBar(stage.name, config.steps, start, config.batch_size, main) as bar,
+        _stop_requests() as stop_requested,
+    ):
+        for step in range(start + 1, config.steps + 1):
+            batch = next(batches)
+            state, metrics = train_step(state, frozen, *to_devices((batch["image"], batch["label"])))
+            # Metrics are read one step late, so that the device never waits for the host.
+            if pending is not None:
+                window.append(check(step - 1, pending))
+                bar.update(step - 1, window[-1]["loss"])
+            pending = metrics
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                log.info("%s: first step after %.0f s", stage.name, time.monotonic() - began)
+
+            last = step == config.steps
+            stopping = stop_requested(step)
+            log_now = last or step % config.log_every == 0
+            evaluate_now = last or step % config.eval_every == 0
+            save_now = last or stopping or step % config.checkpoint_every == 0
+            if log_now or evaluate_now or save_now:
+                # Nothing is written of a state that is not known to be sound.
+                window.append(check(step, pending))
+                bar.update(step, window[-1]["loss"])
+                pending = None
+            if log_now:
+                writer.scalars(step, {f"train/{name}": mean for name, mean in _means(window).items()})
+                window = []
+            evaluation = evaluate(state, step) if evaluate_now else None
+            if save_now:
+                checkpointer.save(step, state, evaluation)
+            if stopping and not last:
+                checkpointer.close()
+                raise TrainingError(
+                    f"{stage.name}: stopped by a signal; step {step} is saved in {folder}:"
+                    " run the same command to go on"
+                )
+        checkpointer.close()
+    seconds = time.monotonic() - began
+    log.info("%s: steps %d to %d took %.0f s", stage.name, start, config.steps, seconds)
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the steps since the last log."""
+    return {name: sum(m[name] for m in window) / len(window) for name in window[0]}
+
+
+def _write_overview(folder: Path, stage: Stage, shapes: State) -> None:
+    """The table of parameters, to a file and in short to the log."""
+    params = shapes.generator.params
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "parameters.txt").write_text(table + "\n")
+    total = sum(x.size for x in jax.tree.leaves(params))
+    log.info("%s: %s parameters (table: %s)", stage.name, f"{total:,}", folder / "parameters.txt")
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM and SIGINT into a question to ask after each step, so that a run stops with a checkpoint."""
+    if jax.process_count() > 1:
+        # All processes have to stop after the same step; JAX catches SIGTERM and agrees on one.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested: list[int] = []
+
+    def request(number: int, frame: Any) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(number)
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, request) for number in signals}
+    try:
+        yield lambda step: bool(requested)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,235 @@
+"""Training of a prior on the tokens of a frozen tokenizer. Source: paper 000, section 3.3, Eq. 2."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vqjax import quantizers
+from vqjax.priors import Prior
+from vqjax.samplers.blockwise import BlockwiseSampling, sample
+from vqjax.tokenizers import Tokenizer
+from vqjax.tokens import Tokens
+from vqjax.training.optimizers import accumulate
+from vqjax.training.pictures import image_grid
+from vqjax.training.sharding import to_host
+from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, to_float
+from vqjax.training.state import State, random_key
+from vqjax.training.weights import load_weights
+
+MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
+SAMPLES = 36
+
+
+def sampling_spec(prior: Prior, grid: tuple[int, int], config: ConfigDict) -> BlockwiseSampling:
+    """How a prior is sampled on a latent grid, with the settings of `config.sampling`.
+
+    Raises:
+        InputError: a setting out of its range.
+    """
+    return BlockwiseSampling(
+        grid=grid,
+        block_size=prior.block_size,
+        halo=prior.halo,
+        mask_id=prior.mask_id,
+        steps=config.steps,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        choice_temperature=config.choice_temperature,
+    )
+
+
+def condition_of(prior: Prior, labels: Int[Array, "b"]) -> Int[Array, "b c"]:
+    """The condition of labelled images: the class, or nothing for an unconditional prior."""
+    return labels[:, None] if prior.num_classes else labels[:, None][:, :0]
+
+
+def init_prior(prior: Prior, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh variables of a prior."""
+    params, mask = jax.random.split(key)
+    tokens = Tokens.dense(jnp.zeros((1, *prior.grid), jnp.int32))
+    condition = condition_of(prior, jnp.zeros((1,), jnp.int32))
+    return prior.init(
+        {"params": params, "mask": mask}, tokens, condition, train=False, method="loss"
+    )
+
+
+def prior_shapes(prior: Prior) -> Any:
+    """Shapes of a prior's variables."""
+    return jax.eval_shape(lambda key: init_prior(prior, key), jax.random.key(0))
+
+
+def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> Any:
+    """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
+    return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
+
+
+class PriorStage(Stage):
+    """Trains a prior on tokens that the tokenizer makes of each batch."""
+
+    def __init__(
+        self,
+        name: str,
+        config: ConfigDict,
+        seed: int,
+        model: Prior,
+        tokenizer: Tokenizer,
+        tokenizer_config: ConfigDict,
+        tokenizer_folder: Path,
+        resolution: int,
+        sampling: ConfigDict,
+    ):
+        """Takes what there is to train and to train on.
+
+        Args:
+            name: of the stage.
+            config: the stage's sub-config.
+            seed: of the run.
+            model: the prior.
+            tokenizer: whose tokens it models.
+            tokenizer_config: its stage's sub-config.
+            tokenizer_folder: its stage's folder, with checkpoints.
+            resolution: side of the images in pixels.
+            sampling: `config.sampling`, for the samples drawn at every evaluation.
+
+        Raises:
+            InputError: a sampling setting out of its range.
+        """
+        super().__init__(name, config, seed)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.tokenizer_config = tokenizer_config
+        self.tokenizer_folder = tokenizer_folder
+        self.resolution = resolution
+        self.grid = tokenizer.grid(resolution, resolution)
+        self.spec = sampling_spec(model, self.grid, sampling)
+        self.eval_step = jax.jit(self._eval_step)
+        self.decode = jax.jit(self._decode)
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """The prior's variables."""
+        return init_prior(self.model, key)
+
+    def frozen_shapes(self) -> Any:
+        """Shapes of the tokenizer's variables."""
+        return tokenizer_shapes(self.tokenizer, self.resolution)
+
+    def load_frozen(self, shapes: Any) -> Any:
+        """The trained tokenizer's variables."""
+        return load_weights(self.tokenizer_folder, self.tokenizer_config, shapes)
+
+    def train_step(
+        self, state: State, frozen: Any, images: UInt8[Array, "b H W 3"], labels: Int[Array, "b"]
+    ) -> tuple[State, Metrics]:
+        """One update."""
+
+        def grad_fn(params: Any, model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
+            tokens, condition = batch
+            mask, dropout = jax.random.split(rng)
+
+            def loss_fn(params: Any) -> tuple[Float[Array, ""], Metrics]:
+                return self.model.apply(
+                    {"params": params, **model_state},
+                    tokens,
+                    condition,
+                    train=True,
+                    method="loss",
+                    rngs={"mask": mask, "dropout": dropout},
+                )
+
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            weight = metrics.pop("predicted_tokens")
+            return grads, model_state, {"loss": loss, **metrics}, weight
+
+        player = state.generator
+        tokens = self.tokenizer.apply(frozen, to_float(images), method="encode")
+        rng = random_key(self.seed, f"{self.name}/train", state.step)
+        grads, model_state, metrics = accumulate(
+            grad_fn,
+            player.params,
+            player.model_state,
+            (tokens, condition_of(self.model, labels)),
+            rng,
+            self.config.microbatches,
+        )
+        player, update_metrics = self.update(player, grads, model_state, state.step)
+        return State(state.step + 1, player, state.discriminator), {**metrics, **update_metrics}
+
+    def evaluate(
+        self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
+    ) -> tuple[dict[str, float], Pictures]:
+        """Held-out loss at fixed mask ratios beside the unigram entropy of the same codes; samples.
+
+        The context is what sampling sees: blocks before the query block known, those after it not.
+        """
+        sums: Any = None
+        variables = state.generator.variables
+        for i, batch in enumerate(batches):
+            images, labels, valid = to_devices((batch["image"], batch["label"], batch["valid"]))
+            key = random_key(self.seed, f"{self.name}/evaluate", i)
+            batch_sums = self.eval_step(variables, frozen, images, labels, valid, key)
+            sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
+        sums = jax.tree.map(to_host, sums)
+        counts = sums.pop("codes")
+        metrics = {
+            f"loss_at_{ratio}": float(sums[f"nats_at_{ratio}"] / sums[f"tokens_at_{ratio}"])
+            for ratio in MASK_RATIOS
+        }
+        metrics["unigram_entropy"] = math.log(float(quantizers.perplexity(counts)))
+        return metrics, {"samples": image_grid(self._samples(variables, frozen), columns=6)}
+
+    def _eval_step(
+        self,
+        variables: Any,
+        frozen: Any,
+        images: UInt8[Array, "b H W 3"],
+        labels: Int[Array, "b"],
+        valid: Any,
+        key: Key[Array, ""],
+    ) -> dict[str, Array]:
+        """Sums of nats over masked tokens, their number, and the codes' counts, of the valid images."""
+        tokens = self.tokenizer.apply(frozen, to_float(images), method="encode")
+        condition = condition_of(self.model, labels)
+        counted = jnp.where(valid[:, None], tokens.codes, self.model.num_codes)
+        sums = {"codes": quantizers.count_codes(counted, self.model.num_codes + 1)[:-1]}
+        for ratio in MASK_RATIOS:
+            loss, metrics = self.model.apply(
+                variables,
+                tokens,
+                condition,
+                train=False,
+                mask_ratio=ratio,
+                context="prefix",
+                valid=valid,
+                method="loss",
+                rngs={"mask": key},
+            )
+            number = metrics["predicted_tokens"]
+            sums |= {f"nats_at_{ratio}": loss * number, f"tokens_at_{ratio}": number}
+        return sums
+
+    def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
+        """Images drawn with the same key at every evaluation, so that they can be compared; classes in turn."""
+        known = jnp.zeros((SAMPLES, self.grid[0] * self.grid[1]), jnp.int32)
+        labels = jnp.arange(SAMPLES) % max(self.model.num_classes, 1)
+        tokens = sample(
+            self.model.apply,
+            variables,
+            random_key(self.seed, f"{self.name}/sample", 0),
+            condition_of(self.model, labels),
+            known,
+            jnp.zeros(known.shape, bool),
+            self.spec,
+        )
+        return to_host(self.decode(frozen, tokens))
+
+    def _decode(self, frozen: Any, tokens: Tokens) -> Float[Array, "b H W 3"]:
+        return jnp.clip(self.tokenizer.apply(frozen, tokens, method="decode"), -1.0, 1.0)

@@ -1,0 +1,98 @@
+"""What the training loop asks of a stage: the tokenizer's, the prior's."""
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vqjax.training.optimizers import ema_update, make_optimizer
+from vqjax.training.state import Player, State
+
+Metrics = dict[str, Float[Array, ""]]
+Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
+# Puts a process-local batch of numpy arrays on the devices as a global one.
+ToDevices = Callable[[Any], Any]
+
+
+def to_float(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Images as models take them, [-1, 1]; they travel to the devices as bytes."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+class Stage(abc.ABC):
+    """One stage of training.
+
+    Attributes:
+        name: its key in the config and its folder in the workdir.
+        config: `config.<name>`.
+        seed: of the run.
+        optimizer: optax transformation.
+        schedule: learning rate of a step.
+    """
+
+    def __init__(self, name: str, config: ConfigDict, seed: int):
+        """Takes the stage's sub-config and the run's seed."""
+        self.name = name
+        self.config = config
+        self.seed = seed
+        self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
+
+    @abc.abstractmethod
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """The model's variables; "params" among the collections."""
+
+    @abc.abstractmethod
+    def frozen_shapes(self) -> Any:
+        """Shapes of what `load_frozen` gives."""
+
+    @abc.abstractmethod
+    def load_frozen(self, shapes: Any) -> Any:
+        """What the steps need and don't train: a perceptual net, an earlier stage's weights.
+
+        Args:
+            shapes: `frozen_shapes` with a sharding at every leaf.
+
+        Raises:
+            InputError: it cannot be found.
+        """
+
+    @abc.abstractmethod
+    def train_step(
+        self, state: State, frozen: Any, images: UInt8[Array, "b H W 3"], labels: Int[Array, "b"]
+    ) -> tuple[State, Metrics]:
+        """One update, and the metrics of its batch; pure."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
+    ) -> tuple[dict[str, float], Pictures]:
+        """Metrics over all validation batches, and picture grids."""
+
+    def init(self, key: Key[Array, ""]) -> State:
+        """The state before the first step."""
+        variables = dict(self.init_variables(key))
+        params = variables.pop("params")
+        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
+        player = Player(params, self.optimizer.init(params), ema, variables)
+        return State(jnp.zeros((), jnp.int32), player)
+
+    def update(
+        self, player: Player, grads: Any, model_state: Any, step: Int[Array, ""]
+    ) -> tuple[Player, Metrics]:
+        """Applies a gradient to a player, and moves its average."""
+        updates, opt_state = self.optimizer.update(grads, player.opt_state, player.params)
+        params = optax.apply_updates(player.params, updates)
+        ema = player.ema
+        if ema is not None:
+            ema = ema_update(ema, params, self.config.ema_decay, step)
+        metrics = {
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(self.schedule(step), jnp.float32),
+        }
+        return Player(params, opt_state, ema, model_state), metrics

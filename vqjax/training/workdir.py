@@ -1,0 +1,101 @@
+"""The folder of a run: its config, what is known of its data, and one folder a stage."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vqjax.errors import InputError
+
+# Settings that do not change what is trained, so that a run may go on with other values.
+FREE = re.compile(
+    r"stages|mesh\..*|sampling\..*|data\.workers"
+    r"|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
+)
+
+
+def stage_folder(config: ConfigDict, workdir: Path, stage: str) -> Path:
+    """Where a stage's checkpoints, metrics and pictures are: in its own workdir, or in the one it is taken from."""
+    return Path(config[stage].init_from or workdir) / stage
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Checks that a folder which is there was made with this config.
+
+    Raises:
+        InputError: it was not (what differs is listed), or its config cannot be read.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    before, now = _flat(read_config(workdir).to_dict()), _flat(json.loads(config.to_json()))
+    differing = [
+        f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not FREE.fullmatch(key)
+    ]
+    if differing:
+        raise InputError(
+            f"{workdir} was made with another config: {'; '.join(differing)}."
+            " Give another --workdir, or --accept_config_changes to go on with the new config"
+        )
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Stores the config of a run in its folder, which is made."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / "config.json", config.to_json(indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a workdir was made with.
+
+    Raises:
+        InputError: there is none, or it is not JSON.
+    """
+    file = workdir / "config.json"
+    try:
+        return ConfigDict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            workdir.name, [d.name for d in workdir.parent.glob("*") if d.is_dir()], n=1
+        )
+        hint = f" (there is {workdir.parent / near[0]})" if near and near[0] != workdir.name else ""
+        raise InputError(
+            f"{workdir} is not the folder of a run: it has no config.json{hint};"
+            " give the --workdir that train.py was given"
+        ) from None
+    except json.JSONDecodeError as e:
+        raise InputError(
+            f"{file} is not valid JSON ({e}): restore it, or train in another --workdir"
+        ) from None
+
+
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Stores the names of the data set's classes, which sampling by class needs without the data."""
+    _write(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
+
+
+def read_class_names(workdir: Path) -> tuple[str, ...]:
+    """What `write_class_names` stored; empty where training has not begun."""
+    file = workdir / "classes.json"
+    return tuple(json.loads(file.read_text())) if file.exists() else ()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, file)
