@@ -49,7 +49,7 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Restores both stages, samples, decodes, writes PNGs."""
-    workdir = Path(WORKDIR.value)
+    workdir = Path(WORKDIR.value or "")
     config = read_config(workdir)
     settings = config.sampling
     for name, flag in SETTINGS.items():

@@ -1,6 +1,7 @@
 """Trains the stages of a config, in order, in one workdir; goes on where it was stopped.
 
-python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji [--config.key=value ...]
+python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji [--config.key=value
+...]
 """
 
 import logging
@@ -41,7 +42,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     """Runs the stages of the config."""
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir = CONFIG.value, Path(WORKDIR.value or "")
     is_main = jax.process_index() == 0
 
     # Everything that can be wrong with a config is found before any work begins.

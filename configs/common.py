@@ -1,4 +1,4 @@
-"""What all configs share: the defaults of every setting, and the parsing of `--config=file.py:key=value,...`."""
+"""What all configs share: the defaults, and the parsing of `--config=file.py:key=value,...`."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def one_of(key: str, value: Any, table: dict[Any, Any]) -> Any:
 
 
 def get_config() -> ConfigDict:
-    """The defaults. An experiment's `get_config(arg)` starts from them and says what is different."""
+    """The defaults: an experiment's `get_config(arg)` starts from them and says what differs."""
     config = ConfigDict()
     config.seed = 0
     # Run in this order in one workdir; finished ones are skipped.
@@ -53,7 +53,9 @@ def get_config() -> ConfigDict:
     config.data.source = ConfigDict({"name": "openmoji"})
     config.data.resolution = 256
     config.data.crop = "random"  # "center" or "random", after the shorter side is resized
-    config.data.min_scale = 1.0  # random zoom: the crop takes at least this part of the shorter side
+    config.data.min_scale = (
+        1.0  # random zoom: the crop takes at least this part of the shorter side
+    )
     config.data.flip = True
     config.data.workers = 4  # processes that load images; 0 loads in threads of the main process
     config.data.on_broken = "error"  # or "skip": name, count and replace an unreadable image

@@ -1,10 +1,11 @@
-"""Efficient-VQGAN on OpenMoji: the README's run, minutes on a CPU, with nothing of the large model left out.
+"""Efficient-VQGAN on OpenMoji: the README's run, minutes on a CPU, nothing left out.
 
     python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji
     python sample.py --workdir=runs/openmoji
 
-One patch merging, shifted windows, a halo and several query blocks, as in `ffhq_effvqgan.py`, only smaller. It stands for
-no table of paper 000; what it reaches is in docs/performance.md. Arguments, as in `--config=...:res=64,f=8`:
+One patch merging, shifted windows, a halo and several query blocks, as in `ffhq_effvqgan.py`, only
+smaller. It stands for no table of paper 000; what it reaches is in docs/performance.md. Arguments,
+as in `--config=...:res=64,f=8`:
 
     res     side of the images in pixels (32)
     f       downsampling factor: 4, 8 or 16 (4); larger images want a larger one
@@ -30,7 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.workers = 0
 
     patch_size, levels = common.one_of("f", args.f, {4: (2, 2), 8: (4, 2), 16: (4, 3)})
-    width, dim, layers = common.one_of("size", args.size, {"small": (64, 192, 6), "base": (128, 512, 12)})
+    width, dim, layers = common.one_of(
+        "size", args.size, {"small": (64, 192, 6), "base": (128, 512, 12)}
+    )
 
     tokenizer = config.tokenizer
     tokenizer.model = ConfigDict(

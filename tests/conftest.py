@@ -1,4 +1,4 @@
-"""Eight simulated devices, shapes and types checked at run time, and a cache of compiled programs."""
+"""Eight simulated devices, shapes checked at run time, and a cache of compiled programs."""
 
 import os
 import tempfile
@@ -9,8 +9,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jaxtyping  # noqa: E402
+import jax
+import jaxtyping
 
 jaxtyping.install_import_hook("vqjax", "beartype.beartype")
 

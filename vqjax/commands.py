@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -78,6 +79,6 @@ def _check_override(override: str, config: ConfigDict) -> None:
         config = config[key]
 
 
-def _fail(error: Exception, status: int) -> None:
+def _fail(error: Exception, status: int) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(status)

@@ -11,7 +11,7 @@ class InputError(Exception):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; the message is one line that says why, at which step, and what is safe.
+    """A run that cannot go on; the message is one line: why, at which step, and what is safe.
 
     The command-line programs print it without a traceback and exit with status 1.
     """

@@ -1,4 +1,4 @@
-"""Vector quantization: nearest code, straight-through gradient, and the two ways of learning a codebook.
+"""Vector quantization: nearest code, straight-through gradient, two ways to learn a codebook.
 
 Source: van den Oord et al. 2017 (VQ-VAE), Eq. 3 and appendix A.1; paper 000, section 3.1.
 """
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Collections that the quantizer writes in training: statistics that are part of the model's state, and codes that a
-# gradient codebook, being a parameter, can only have replaced by the training step.
+# Collections that the quantizer writes in training: statistics that are part of the model's state,
+# and codes that a gradient codebook, being a parameter, can only have replaced by the training
+# step.
 STATE = "quantizer"
 RESTARTS = "restarts"
 
@@ -23,7 +24,8 @@ def nearest_code(z: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[A
     Source: VQ-VAE, Eq. 1.
     """
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    # |z|^2 is the same for all codes. Accelerators round float32 products to bfloat16 unless told not to.
+    # |z|^2 is the same for all codes. Accelerators round float32 products to bfloat16 unless told
+    # not to.
     dot = jnp.einsum("nd,kd->nk", z, codebook, precision=jax.lax.Precision.HIGHEST)
     distance = jnp.sum(codebook**2, axis=1) - 2.0 * dot
     return jnp.argmin(distance, axis=1).astype(jnp.int32)
@@ -55,7 +57,7 @@ def count_codes(codes: Int[Array, "*n"], num_codes: int) -> Float[Array, "k"]:
 
 
 def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
-    """exp of the entropy of the codes' frequencies: 1 (one code used) to k (all used alike)."""
+    """Exp of the entropy of the codes' frequencies: 1 (one code used) to k (all used alike)."""
     p = counts / jnp.maximum(jnp.sum(counts), 1.0)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
 
@@ -78,14 +80,14 @@ class VectorQuantizer(nn.Module):
     Attributes:
         num_codes: K, codes in the codebook.
         code_dim: width of a code.
-        update: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving average of the vectors
-            assigned to it.
+        update: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving
+            average of the vectors assigned to it.
         beta: weight of the commitment loss.
         decay: of the moving averages.
-        latent_norm: what is done to a vector before the search: "none"; "layer", LayerNorm without parameters; "l2",
-            codes and vectors on the unit sphere (ViT-VQGAN).
-        restart_below: a code used less often than this per batch (moving average) is dead and restarts at a vector of
-            the batch; 0 never restarts.
+        latent_norm: what is done to a vector before the search: "none"; "layer", LayerNorm without
+            parameters; "l2", codes and vectors on the unit sphere (ViT-VQGAN).
+        restart_below: a code used less often than this per batch (moving average) is dead and
+            restarts at a vector of the batch; 0 never restarts.
     """
 
     num_codes: int = 1024
@@ -99,7 +101,8 @@ class VectorQuantizer(nn.Module):
     def setup(self) -> None:
         """Declares the codebook: a parameter, or state where it is a moving average."""
         shape = (self.num_codes, self.code_dim)
-        # Codes start at the scale of what they shall represent; VQGAN's 1 / K where that scale is not known.
+        # Codes start at the scale of what they shall represent; VQGAN's 1 / K where that scale is
+        # not known.
         scale = 1.0 / self.num_codes if self.latent_norm == "none" else 1.0
 
         def init_codes(key: Array) -> Array:
@@ -135,12 +138,13 @@ class VectorQuantizer(nn.Module):
     ) -> tuple[Float[Array, "*b d"], Int[Array, "*b"], dict[str, Float[Array, ""]]]:
         """Replaces each vector by its nearest code.
 
-        In training the collections "quantizer" and "restarts" have to be mutable, and dead codes draw from the rng
-        stream "restart". All statistics are of the whole batch, on all devices.
+        In training the collections "quantizer" and "restarts" have to be mutable, and dead codes
+        draw from the rng stream "restart". All statistics are of the whole batch, on all devices.
 
         Returns:
-            The quantized vectors, with the straight-through gradient, in the dtype of `z`; their codes; and a dict
-            with "vq_loss" (codebook loss + beta * commitment loss; the latter alone with moving averages),
+            The quantized vectors, with the straight-through gradient, in the dtype of `z`; their
+            codes; and a dict with "vq_loss" (codebook loss + beta * commitment loss; the latter
+            alone with moving averages),
             "commitment_loss" (unweighted) and "batch_perplexity".
         """
         dtype = z.dtype
@@ -197,9 +201,7 @@ class VectorQuantizer(nn.Module):
         if self.update == "ema":
             # A product with one-hot rows, since accelerators multiply faster than they scatter.
             one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32)
-            total = jnp.einsum(
-                "nk,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST
-            )
+            total = jnp.einsum("nk,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST)
             average = ema_update(self.code_sum.value, total, self.decay)
             if self.restart_below > 0:
                 average = jnp.where(dead[:, None], self._draw(flat), average)
@@ -216,13 +218,13 @@ def apply_restarts(params: Mapping[str, Any], restarts: Mapping[str, Any]) -> di
 
     Args:
         params: the model's parameters, or their moving average.
-        restarts: the collection "restarts" after the same step: {"dead": bool[k], "successors": [k, d]} where a
-            quantizer is in the tree of modules.
+        restarts: the collection "restarts" after the same step: {"dead": bool[k], "successors": [k,
+            d]} where a quantizer is in the tree of modules.
     """
     result = dict(params)
     for name, value in restarts.items():
         if name == "dead":
-            dead: Bool[Array, "k"] = value
+            dead: Bool[Array, k] = value
             result["codebook"] = jnp.where(
                 dead[:, None], restarts["successors"], params["codebook"]
             )

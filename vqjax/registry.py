@@ -1,4 +1,4 @@
-"""From a name and fields in a config to an object, with errors that list what would have been right."""
+"""From a name and fields in a config to an object, with errors that list what is valid."""
 
 import dataclasses
 import difflib
@@ -42,7 +42,7 @@ def build(part: str, registry: Mapping[str, type[T]], config: Mapping[str, Any],
 def check_fields(
     part: str, cls: type, fields: Mapping[str, Any], exclude: Iterable[str] = ()
 ) -> None:
-    """Raises InputError for the first of `fields` that is not a field of the dataclass `cls`, or is in `exclude`."""
+    """Raises InputError for a key that is no field of the dataclass `cls`, or is in `exclude`."""
     valid = {f.name for f in dataclasses.fields(cls) if f.init} - {"name", "parent", *exclude}
     for key in fields:
         if key not in valid:

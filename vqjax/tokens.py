@@ -13,7 +13,8 @@ from jaxtyping import Array, Int
 class Tokens:
     """A batch of images as codes at positions of a latent grid; a pytree.
 
-    A dense tokenizer has one code for every cell (n = h * w, positions = arange); a sparse one keeps n < h * w.
+    A dense tokenizer has one code for every cell (n = h * w, positions = arange); a sparse one
+    keeps n < h * w.
 
     Attributes:
         codes: indices into the codebook, [0, num_codes).
@@ -51,7 +52,7 @@ class Tokens:
 
     @classmethod
     def tree_unflatten(cls, grid: tuple[int, int], children: Any) -> "Tokens":
-        """Rebuilds the tree around any leaves: JAX puts shapes, shardings and placeholders there."""
+        """Rebuilds the tree around any leaves: JAX puts shapes and placeholders there."""
         tokens = object.__new__(cls)
         for name, value in zip(("codes", "positions", "grid"), (*children, grid), strict=True):
             object.__setattr__(tokens, name, value)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Literal
 
 import grain
@@ -37,7 +37,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_broken: OnBroken = "error",
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless training batches, from the batch of `start_step` on.
 
     The global batch of step s is elements [s*batch_size, (s+1)*batch_size) of the repeated data
@@ -97,7 +97,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_broken: OnBroken = "error",
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The images of a source in order, once, as central squares.
 
     Every process yields the same number of batches, its contiguous part of each; the last one is
@@ -216,7 +216,7 @@ def _stack(elements: list[_Element]) -> dict[str, Any]:
     }
 
 
-def _deliver(steps: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def _deliver(steps: grain.MapDataset, workers: int) -> Generator[Batch, None, None]:
     """Reads ahead, keeping the order, and reports broken images here, where the log is."""
     ahead = steps.to_iter_dataset(
         grain.ReadOptions(

@@ -27,9 +27,10 @@ def attention(
         key: keys.
         value: values.
         bias: added to the logits; broadcasts to (*b, heads, q, k).
-        mask: True where a query may see a key; broadcasts to (*b, heads, q, k). Every query must see a key.
-        implementation: "xla" runs everywhere and holds the attention matrix; "cudnn" is NVIDIA's fused kernel, for
-            bfloat16 on a GPU.
+        mask: True where a query may see a key; broadcasts to (*b, heads, q, k). Every query must
+            see a key.
+        implementation: "xla" runs everywhere and holds the attention matrix; "cudnn" is NVIDIA's
+            fused kernel, for bfloat16 on a GPU.
 
     Returns:
         The attended values, in the dtype of `value`.
@@ -94,9 +95,7 @@ class MultiHeadAttention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
-        y = attention(
-            query, key, value, bias=bias, mask=mask, implementation=self.implementation
-        )
+        y = attention(query, key, value, bias=bias, mask=mask, implementation=self.implementation)
         return nn.DenseGeneral(
             dim, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out"
         )(y)

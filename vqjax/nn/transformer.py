@@ -1,4 +1,4 @@
-"""The transformer of every prior: pre- or post-norm, scanned over its layers, rematerialised on request."""
+"""The transformer of every prior: pre- or post-norm, scanned layers, rematerialisation."""
 
 from typing import Literal
 
@@ -62,9 +62,9 @@ class TransformerBlock(nn.Module):
         x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
         x = x if pre else norm_attention(x)
 
-        y = MLP(
-            self.mlp_ratio * x.shape[-1], self.dropout, self.dtype, INITIALIZER, name="mlp"
-        )(norm_mlp(x) if pre else x, train)
+        y = MLP(self.mlp_ratio * x.shape[-1], self.dropout, self.dtype, INITIALIZER, name="mlp")(
+            norm_mlp(x) if pre else x, train
+        )
         x = x + y
         return (x if pre else norm_mlp(x)), None
 
@@ -77,10 +77,12 @@ class Transformer(nn.Module):
         num_heads: attention heads; divides the width of the input.
         mlp_ratio: hidden width of the MLP over the width of the input.
         dropout: rate after attention and MLP, in training (rng stream "dropout").
-        norm: "pre" normalises each branch's input and the final output (GPT-2); "post" normalises after each residual
-            sum (BERT, MaskGIT).
-        scan: run the blocks as one scanned layer with stacked parameters: compile time independent of the depth.
-        remat: recompute each block's activations in the backward pass: memory of one block instead of all.
+        norm: "pre" normalises each branch's input and the final output (GPT-2); "post" normalises
+            after each residual sum (BERT, MaskGIT).
+        scan: run the blocks as one scanned layer with stacked parameters: compile time independent
+            of the depth.
+        remat: recompute each block's activations in the backward pass: memory of one block instead
+            of all.
         dtype: compute dtype; parameters are float32, softmax and norm statistics too.
         implementation: see `vqjax.nn.attention.attention`.
     """
@@ -111,7 +113,8 @@ class Transformer(nn.Module):
         """
         block = TransformerBlock
         if self.remat:
-            # A scan's body is compiled once, so nothing can be shared between forward and recomputation anyway.
+            # A scan's body is compiled once, so nothing can be shared between forward and
+            # recomputation anyway.
             block = nn.remat(block, prevent_cse=not self.scan, static_argnums=(3,))
         fields = (
             self.num_heads,

@@ -2,9 +2,12 @@
 
 Source: Liu et al. 2021 (Swin Transformer), section 3; paper 000, section 3.1.
 
-A window is a reshape, so window attention is ordinary attention with one more batch axis. Each axis is treated by itself:
-where the map is no larger than the window, the window is the map and does not shift.
+A window is a reshape, so window attention is ordinary attention with one more batch axis. Each axis
+is treated by itself: where the map is no larger than the window, the window is the map and does not
+shift.
 """
+
+from collections.abc import Sequence
 
 import einops
 import flax.linen as nn
@@ -50,7 +53,7 @@ def merge_windows(
 
 
 def shifted_window_mask(
-    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+    grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
 ) -> Bool[np.ndarray, "windows cells cells"]:
     """Which cells of a window see each other once the map has been rolled by `-shift`.
 
@@ -107,9 +110,8 @@ class SwinBlock(nn.Module):
         """
         grid = x.shape[1], x.shape[2]
         window = fit_window(grid[0], self.window), fit_window(grid[1], self.window)
-        shift = tuple(
-            self.window // 2 if self.shifted and size > self.window else 0 for size in grid
-        )
+        half = self.window // 2 if self.shifted else 0
+        shift = tuple(half if size > self.window else 0 for size in grid)
         table = self.param(
             "relative_bias",
             nn.initializers.truncated_normal(0.02),

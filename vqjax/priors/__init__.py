@@ -18,13 +18,15 @@ def build_prior(
     """The prior of `config.prior.model` over the tokens of a tokenizer.
 
     Args:
-        config: the model's "name", its fields, and "conditional": whether the class label is a condition.
+        config: the model's "name", its fields, and "conditional": whether the class label is a
+            condition.
         tokenizer: whose tokens are modelled: gives the size of the codebook and the latent grid.
         image_size: (height, width) of the training images in pixels.
         num_classes: of the data set.
 
     Raises:
-        InputError: unknown name or field, a tokenizer that the prior cannot take, an image that the tokenizer cannot.
+        InputError: unknown name or field, a tokenizer that the prior cannot take, an image that the
+            tokenizer cannot.
     """
     fields = dict(config)
     conditional = fields.pop("conditional", False)
@@ -38,7 +40,8 @@ def build_prior(
     )
     if prior.token_kind != tokenizer.token_kind:
         raise InputError(
-            f"config.prior.model.name={config['name']!r} takes {prior.token_kind} tokens, but the tokenizer"
-            f" {type(tokenizer).__name__} makes {tokenizer.token_kind} ones: choose a pair that agrees"
+            f"config.prior.model.name={config['name']!r} takes {prior.token_kind} tokens, but the"
+            f" tokenizer {type(tokenizer).__name__} makes {tokenizer.token_kind} ones:"
+            " choose a pair that agrees"
         )
     return prior

@@ -1,4 +1,7 @@
-"""Mask schedules and random masks of masked token modelling. Source: MaskGIT (Chang et al. 2022); paper 000, section 3.3."""
+"""Mask schedules and random masks of masked token modelling.
+
+Source: MaskGIT (Chang et al. 2022), section 3.1; paper 000, section 3.3.
+"""
 
 import jax
 import jax.numpy as jnp

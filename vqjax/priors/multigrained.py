@@ -1,9 +1,9 @@
-"""Efficient-VQGAN's prior: each block of tokens from its neighbourhood and one token for every block of the image.
+"""Efficient-VQGAN's prior: each block of tokens from its neighbourhood and a token per block.
 
 Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked training).
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import einops
 import flax.linen as nn
@@ -47,29 +47,29 @@ class GridEmbedding(nn.Module):
 class MultiGrainedPrior(nn.Module):
     """p(block of tokens | tokens around it, one token per block of the image, condition), masked.
 
-    The sequence of a query block is [condition, global tokens, local tokens]. A global token is a strided convolution
-    (kernel = stride = W_s) over the codes of one block; the local tokens are the (W_s + 2 E_s)^2 window around the
-    query block. Cells outside the map are masked as keys.
+    The sequence of a query block is [condition, global tokens, local tokens]. A global token is a
+    strided convolution (kernel = stride = W_s) over the codes of one block; the local tokens are
+    the (W_s + 2 E_s)^2 window around the query block. Cells outside the map are masked as keys.
 
-    No leak: the query block's own global token is computed here, from the masked codes of the local window, so nothing
-    that a caller passes can show it what is to be predicted.
+    No leak: the query block's own global token is computed here, from the masked codes of the local
+    window, so nothing that a caller passes can show it what is to be predicted.
 
     Attributes:
         num_codes: K of the tokenizer; K itself is the mask token.
         grid: (h, w) latent grid of the training images; on other grids positions interpolate.
-        num_classes: size of the condition's vocabulary; 0 for an unconditional prior. The table has two more rows: the
-            null id (num_classes) and the padding id (num_classes + 1).
+        num_classes: size of the condition's vocabulary; 0 for an unconditional prior. The table has
+            two more rows: the null id (num_classes) and the padding id (num_classes + 1).
         dim: width of the transformer.
         num_layers: its depth.
         num_heads: its attention heads.
-        embed_dim: width of a code's embedding; narrower than `dim`, since the strided convolution has
-            W_s^2 * embed_dim * dim weights.
+        embed_dim: width of a code's embedding; narrower than `dim`, since the strided convolution
+            has W_s^2 * embed_dim * dim weights.
         block_size: W_s, side of a query block.
         halo: E_s, how far the local window reaches beyond it.
         dropout: rate on the embeddings and in the transformer.
         label_smoothing: of the training loss; a held-out loss is never smoothed.
-        query_blocks_per_image: how many blocks of each image are predicted in a training step, drawn at random, which
-            leaves the loss unbiased; None means all.
+        query_blocks_per_image: how many blocks of each image are predicted in a training step,
+            drawn at random, which leaves the loss unbiased; None means all.
         scan: see `Transformer`.
         remat: see `Transformer`.
         dtype: compute dtype; parameters are float32.
@@ -98,11 +98,9 @@ class MultiGrainedPrior(nn.Module):
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
         layout = self.layout(self.grid)
-        embed = dict(embedding_init=INITIALIZER, dtype=self.dtype)
+        embed: dict[str, Any] = {"embedding_init": INITIALIZER, "dtype": self.dtype}
         self.code_embedding = nn.Embed(self.num_codes + 1, self.embed_dim, **embed)
-        self.block_convolution = nn.DenseGeneral(
-            self.dim, axis=(-2, -1), dtype=self.dtype
-        )
+        self.block_convolution = nn.DenseGeneral(self.dim, axis=(-2, -1), dtype=self.dtype)
         self.local_projection = nn.Dense(self.dim, dtype=self.dtype)
         self.local_position = GridEmbedding(self.grid, self.dim)
         self.global_position = GridEmbedding(layout.block_grid, self.dim)
@@ -143,8 +141,8 @@ class MultiGrainedPrior(nn.Module):
         """The global tokens of blocks, without their positions.
 
         Args:
-            block_codes: codes of the W_s^2 cells of each block in raster order; unknown ones and cells outside the grid
-                are `mask_id`.
+            block_codes: codes of the W_s^2 cells of each block in raster order; unknown ones and
+                cells outside the grid are `mask_id`.
         """
         return self.block_convolution(self.code_embedding(block_codes))
 
@@ -162,7 +160,8 @@ class MultiGrainedPrior(nn.Module):
         Args:
             window_codes: codes in the window around the query block; unknown ones are `mask_id`.
             query: index of the query block, [0, g).
-            block_tokens: `block_tokens` of every block as the query block may see it; its own entry is ignored.
+            block_tokens: `block_tokens` of every block as the query block may see it; its own entry
+                is ignored.
             condition: ids in [0, num_classes + 2); c = 0 without a condition.
             grid: (h, w) of the latent map.
             train: dropout on (rng stream "dropout").
@@ -207,21 +206,24 @@ class MultiGrainedPrior(nn.Module):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Cross-entropy of the masked tokens of query blocks.
 
-        A query block sees one of two contexts. *random*: its halo is masked token by token at the rate of the block,
-        and the global map block by block. *prefix*, what block-by-block sampling sees: blocks before the query block in
-        raster order are clean, those after it masked, in the global map and in the halo alike.
+        A query block sees one of two contexts. *random*: its halo is masked token by token at the
+        rate of the block, and the global map block by block. *prefix*, what block-by-block sampling
+        sees: blocks before the query block in raster order are clean, those after it masked, in the
+            global map and in the halo alike.
 
         Args:
             tokens: dense tokens.
             condition: see `__call__`.
-            train: label smoothing, dropout (rng stream "dropout") and a draw of query blocks; otherwise all are taken.
-            mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the cosine schedule.
+            train: label smoothing, dropout (rng stream "dropout") and a draw of query blocks;
+                otherwise all are taken.
+            mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the
+                cosine schedule.
             context: "mixed" draws one of the two for each query block.
             valid: images that count; None for all.
 
         Returns:
-            The mean over the masked query tokens of the batch in nats, and a dict with "accuracy" and "predicted_tokens",
-            their number. Masks are drawn from the rng stream "mask".
+            The mean over the masked query tokens of the batch in nats, and a dict with "accuracy"
+            and "predicted_tokens", their number. Masks are drawn from the rng stream "mask".
 
         Source: paper 000, Eq. 2.
         """
@@ -274,7 +276,7 @@ class MultiGrainedPrior(nn.Module):
         mask_ratio: float | None,
         context: Context,
     ) -> tuple[Bool[Array, "b s n"], Bool[Array, "b s g"]]:
-        """Masked cells of each window (at least one in its query block), and masked blocks of its global map."""
+        """Masked cells of each window, at least one of its query block, and masked blocks."""
 
         def fraction() -> Float[Array, "b s"]:
             if mask_ratio is not None:

@@ -1,6 +1,7 @@
 """Sampling of the multi-grained prior: block by block in raster order, T parallel steps in each.
 
-Source: paper 000, section 3.3 (autoregressive inference); MaskGIT (Chang et al. 2022), section 3.2, inside a block.
+Source: paper 000, section 3.3 (autoregressive inference); MaskGIT (Chang et al. 2022), section 3.2,
+    inside a block.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ class BlockwiseSampling:
         temperature: of the softmax that codes are drawn from, above 0.
         top_k: draw among the k most likely codes; 0 for all.
         top_p: draw among the most likely codes of this total probability, (0, 1]; 1 for all.
-        choice_temperature: scale of the Gumbel noise on the confidence by which tokens are kept; it falls to 0 over the
-            steps.
+        choice_temperature: scale of the Gumbel noise on the confidence by which tokens are kept; it
+            falls to 0 over the steps.
 
     Raises:
         InputError: a value out of its range.
@@ -65,7 +66,7 @@ class BlockwiseSampling:
 def still_masked(
     step: Int[Array, ""], steps: int, at_start: Int[Array, "b"], now: Int[Array, "b"]
 ) -> Int[Array, "b"]:
-    """How many tokens stay masked after a step: floor(start * cos(pi/2 ratio)), at least one fewer than now.
+    """How many tokens stay masked: floor(start * cos(pi/2 ratio)), at least one fewer than now.
 
     Args:
         step: 0 for the first.
@@ -91,8 +92,8 @@ def choose(
 ) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
     """Draws a code for every cell and chooses the unknown cells that are fixed by it.
 
-    The confidence of a drawn code is its log-probability under the model, before temperature and filters, plus `noise`
-    times a Gumbel variable.
+    The confidence of a drawn code is its log-probability under the model, before temperature and
+    filters, plus `noise` times a Gumbel variable.
 
     Args:
         key: a random key.
@@ -103,7 +104,8 @@ def choose(
         spec: temperature and filters.
 
     Returns:
-        The drawn codes, and the unknown cells that are fixed now, exactly (unknown - keep_masked) of them an image.
+        The drawn codes, and the unknown cells that are fixed now, exactly (unknown - keep_masked)
+        of them an image.
     """
     key_code, key_noise = jax.random.split(key)
     filtered = filter_logits(logits, spec.temperature, spec.top_k, spec.top_p)
@@ -125,10 +127,11 @@ def sample(
     known_mask: Bool[Array, "b n"],
     spec: BlockwiseSampling,
 ) -> Tokens:
-    """Samples the unknown tokens of a batch of images; one program, whose steps cost one query block's sequence each.
+    """Samples the unknown tokens of a batch; a step costs one query block's sequence an image.
 
-    A block whose tokens are known in all images is not visited; more steps than unknown tokens end early. A block that
-    is not yet complete is a masked one in the global map; its known tokens are seen where they lie in a halo.
+    A block whose tokens are known in all images is not visited; more steps than unknown tokens end
+    early. A block that is not yet complete is a masked one in the global map; its known tokens are
+    seen where they lie in a halo.
 
     Args:
         apply: `MultiGrainedPrior.apply`.

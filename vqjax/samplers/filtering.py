@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p on logits. Source: Holtzman et al. 2020 (nucleus sampling) for top-p."""
+"""Temperature, top-k and top-p (nucleus sampling, Holtzman et al. 2020) on logits."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 def top_k(logits: Float[Array, "*b k"], k: int) -> Float[Array, "*b k"]:
-    """Forbids (-inf) all but the k largest logits; ties with the k-th stay. k = 0 forbids nothing."""
+    """Forbids (-inf) all but the k largest logits and ties with them; k = 0 forbids nothing."""
     if k <= 0 or k >= logits.shape[-1]:
         return logits
     threshold = jax.lax.top_k(logits, k)[0][..., -1:]
@@ -14,7 +14,10 @@ def top_k(logits: Float[Array, "*b k"], k: int) -> Float[Array, "*b k"]:
 
 
 def top_p(logits: Float[Array, "*b k"], p: float) -> Float[Array, "*b k"]:
-    """Forbids (-inf) all but the fewest most likely classes whose probability reaches p; p = 1 forbids nothing."""
+    """Forbids (-inf) all but the fewest most likely classes whose probability reaches p.
+
+    Ties with the last of them stay; p = 1 forbids nothing.
+    """
     if p >= 1.0:
         return logits
     order = jnp.sort(logits, axis=-1, descending=True)

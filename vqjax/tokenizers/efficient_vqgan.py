@@ -1,15 +1,16 @@
-"""Efficient-VQGAN's tokenizer: a Swin encoder and decoder around a codebook. Source: paper 000, section 3.1.
+"""Efficient-VQGAN's tokenizer: a Swin encoder and decoder around a codebook.
 
-Everything works on a neighbourhood: windows of attention, LayerNorm per position, 3x3 convolutions. So the same weights
-take any resolution that the downsampling factor and the windows divide.
+Source: paper 000, section 3.1.
+
+Everything works on a neighbourhood: windows of attention, LayerNorm per position, 3x3 convolutions.
+So the same weights take any resolution that the downsampling factor and the windows divide.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +22,10 @@ from vqjax.tokens import Tokens
 
 
 class Encoder(nn.Module):
-    """Patch embedding, then Swin stages with a patch merging between them. Attributes: as of `EfficientVQGAN`."""
+    """Patch embedding, then Swin stages with a patch merging between them.
+
+    Attributes: as of `EfficientVQGAN`.
+    """
 
     code_dim: int
     patch_size: int
@@ -61,8 +65,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The encoder mirrored: Swin stages with a patch expanding between them, then up to the pixels.
 
-    Patch expandings undo the mergings and all but one halving of the patch embedding; the last doubling is
-    nearest-neighbour. Attributes: as of `EfficientVQGAN`.
+    Patch expandings undo the mergings and all but one halving of the patch embedding; the last
+    doubling is nearest-neighbour. Attributes: as of `EfficientVQGAN`.
     """
 
     patch_size: int
@@ -109,8 +113,8 @@ class EfficientVQGAN(nn.Module):
     Attributes:
         quantizer: the codebook.
         patch_size: side of an embedded patch in pixels, a power of two from 2 (4 in the paper).
-        widths: width of each level, finest first; each level after the first halves the map, so the downsampling factor
-            f is patch_size * 2^(levels - 1).
+        widths: width of each level, finest first; each level after the first halves the map, so the
+            downsampling factor f is patch_size * 2^(levels - 1).
         depths: Swin blocks of each level, in the encoder and in the decoder.
         head_dim: width of an attention head; divides the widths.
         window: side of the attention windows in cells.
@@ -145,24 +149,25 @@ class EfficientVQGAN(nn.Module):
             )
         if len(self.widths) != len(self.depths):
             raise InputError(
-                f"tokenizer widths={self.widths} and depths={self.depths}: one depth a width is needed"
+                f"tokenizer widths={self.widths} and depths={self.depths}:"
+                " one depth a width is needed"
             )
         for width in self.widths:
             if width % self.head_dim:
                 raise InputError(
                     f"tokenizer width {width} is not a multiple of head_dim={self.head_dim}"
                 )
-        shared = dict(
-            patch_size=self.patch_size,
-            widths=self.widths,
-            depths=self.depths,
-            head_dim=self.head_dim,
-            window=self.window,
-            mlp_ratio=self.mlp_ratio,
-            remat=self.remat,
-            dtype=self.dtype,
-            implementation=self.implementation,
-        )
+        shared: dict[str, Any] = {
+            "patch_size": self.patch_size,
+            "widths": self.widths,
+            "depths": self.depths,
+            "head_dim": self.head_dim,
+            "window": self.window,
+            "mlp_ratio": self.mlp_ratio,
+            "remat": self.remat,
+            "dtype": self.dtype,
+            "implementation": self.implementation,
+        }
         self.encoder = Encoder(code_dim=self.quantizer.code_dim, **shared)
         self.decoder = Decoder(**shared)
 
@@ -189,8 +194,8 @@ class EfficientVQGAN(nn.Module):
                 above = next(s for s in range(-(-side // f) * f, 2**20, f) if self._fits(s))
                 near = f"{below} or {above}" if below else f"{above}"
                 raise InputError(
-                    f"a side of {side} pixels does not fit a tokenizer with f={f} and window={self.window}:"
-                    f" the nearest that works is {near}"
+                    f"a side of {side} pixels does not fit a tokenizer with f={f} and"
+                    f" window={self.window}: the nearest that works is {near}"
                 )
         return height // self.downsampling, width // self.downsampling
 
@@ -225,7 +230,8 @@ class EfficientVQGAN(nn.Module):
             train: learn the codebook; see `VectorQuantizer.__call__` for collections and rngs.
 
         Returns:
-            The reconstruction, and the quantizer's losses and statistics with "codes", the code map.
+            The reconstruction, and the quantizer's losses and statistics with "codes", the code
+            map.
 
         Raises:
             InputError: as `grid`.

@@ -58,7 +58,9 @@ def build_stage(config: ConfigDict, name: str, workdir: Path, num_classes: int) 
     """
     tokenizer, prior = build_models(config, num_classes)
     if name == "tokenizer":
-        return TokenizerStage(name, config.tokenizer, config.seed, tokenizer, config.data.resolution)
+        return TokenizerStage(
+            name, config.tokenizer, config.seed, tokenizer, config.data.resolution
+        )
     return PriorStage(
         name,
         config.prior,

@@ -49,9 +49,10 @@ def abstract_state(stage: Stage, mesh: Mesh) -> State:
 
 
 def compile_train_step(stage: Stage, mesh: Mesh) -> Any:
-    """`stage.train_step` as a jitted function on a mesh; the old state's memory is given to the new one."""
+    """`stage.train_step` jitted on a mesh; the old state's memory is given to the new one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(stage, mesh))
-    # On a CPU, checkpoints are written from the very memory that a donated state would be overwritten in.
+    # On a CPU, checkpoints are written from the very memory that a donated state would be
+    # overwritten in.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         stage.train_step,
@@ -95,7 +96,10 @@ def train_stage(
     config = stage.config
     rows = process_rows(mesh, config.batch_size)
     # Processes whose devices differ only along "tensor" load the same slice.
-    slices = dict(process_index=int(rows[0]) // len(rows), process_count=config.batch_size // len(rows))
+    slices = {
+        "process_index": int(rows[0]) // len(rows),
+        "process_count": config.batch_size // len(rows),
+    }
     if config.batch_size % config.microbatches:
         raise InputError(
             f"config.{stage.name}.batch_size={config.batch_size} does not divide into"
@@ -171,10 +175,11 @@ def train_stage(
         if broken:
             checkpointer.wait()
             good = checkpointer.latest_step
+            safe = "none" if good is None else f"step {good}"
             raise TrainingError(
-                f"{stage.name}: step {step}: {broken[0]} is {values[broken[0]]}; the last good checkpoint is"
-                f" {'none' if good is None else f'step {good}'} in {folder}: lower the learning rate or set"
-                " clip_norm, and go on from it with --accept_config_changes"
+                f"{stage.name}: step {step}: {broken[0]} is {values[broken[0]]}; the last"
+                f" good checkpoint is {safe} in {folder}: lower the learning rate or set clip_norm,"
+                " and go on from it with --accept_config_changes"
             )
         return values
 
@@ -189,7 +194,9 @@ def train_stage(
     ):
         for step in range(start + 1, config.steps + 1):
             batch = next(batches)
-            state, metrics = train_step(state, frozen, *to_devices((batch["image"], batch["label"])))
+            state, metrics = train_step(
+                state, frozen, *to_devices((batch["image"], batch["label"]))
+            )
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
                 window.append(check(step - 1, pending))
@@ -210,7 +217,9 @@ def train_stage(
                 bar.update(step, window[-1]["loss"])
                 pending = None
             if log_now:
-                writer.scalars(step, {f"train/{name}": mean for name, mean in _means(window).items()})
+                writer.scalars(
+                    step, {f"train/{name}": mean for name, mean in _means(window).items()}
+                )
                 window = []
             evaluation = evaluate(state, step) if evaluate_now else None
             if save_now:
@@ -243,7 +252,7 @@ def _write_overview(folder: Path, stage: Stage, shapes: State) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM and SIGINT into a question to ask after each step, so that a run stops with a checkpoint."""
+    """Turns SIGTERM and SIGINT into a question asked after each step."""
     if jax.process_count() > 1:
         # All processes have to stop after the same step; JAX catches SIGTERM and agrees on one.
         yield multihost_utils.reached_preemption_sync_point

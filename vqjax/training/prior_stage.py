@@ -1,7 +1,7 @@
-"""Training of a prior on the tokens of a frozen tokenizer. Source: paper 000, section 3.3, Eq. 2."""
+"""Training of a prior on a frozen tokenizer's tokens. Source: paper 000, section 3.3, Eq. 2."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def condition_of(prior: Prior, labels: Int[Array, "b"]) -> Int[Array, "b c"]:
     return labels[:, None] if prior.num_classes else labels[:, None][:, :0]
 
 
-def init_prior(prior: Prior, key: Key[Array, ""]) -> dict[str, Any]:
+def init_prior(prior: Prior, key: Key[Array, ""]) -> Any:
     """Fresh variables of a prior."""
     params, mask = jax.random.split(key)
     tokens = Tokens.dense(jnp.zeros((1, *prior.grid), jnp.int32))
@@ -111,10 +111,12 @@ class PriorStage(Stage):
         self.resolution = resolution
         self.grid = tokenizer.grid(resolution, resolution)
         self.spec = sampling_spec(model, self.grid, sampling)
+        self.apply: Callable[..., Any] = model.apply
+        self.apply_tokenizer: Callable[..., Any] = tokenizer.apply
         self.eval_step = jax.jit(self._eval_step)
         self.decode = jax.jit(self._decode)
 
-    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+    def init_variables(self, key: Key[Array, ""]) -> Any:
         """The prior's variables."""
         return init_prior(self.model, key)
 
@@ -136,7 +138,7 @@ class PriorStage(Stage):
             mask, dropout = jax.random.split(rng)
 
             def loss_fn(params: Any) -> tuple[Float[Array, ""], Metrics]:
-                return self.model.apply(
+                return self.apply(
                     {"params": params, **model_state},
                     tokens,
                     condition,
@@ -150,7 +152,7 @@ class PriorStage(Stage):
             return grads, model_state, {"loss": loss, **metrics}, weight
 
         player = state.generator
-        tokens = self.tokenizer.apply(frozen, to_float(images), method="encode")
+        tokens = self.apply_tokenizer(frozen, to_float(images), method="encode")
         rng = random_key(self.seed, f"{self.name}/train", state.step)
         grads, model_state, metrics = accumulate(
             grad_fn,
@@ -195,13 +197,13 @@ class PriorStage(Stage):
         valid: Any,
         key: Key[Array, ""],
     ) -> dict[str, Array]:
-        """Sums of nats over masked tokens, their number, and the codes' counts, of the valid images."""
-        tokens = self.tokenizer.apply(frozen, to_float(images), method="encode")
+        """Sums over the valid images: nats of masked tokens, their number, the codes' counts."""
+        tokens = self.apply_tokenizer(frozen, to_float(images), method="encode")
         condition = condition_of(self.model, labels)
         counted = jnp.where(valid[:, None], tokens.codes, self.model.num_codes)
         sums = {"codes": quantizers.count_codes(counted, self.model.num_codes + 1)[:-1]}
         for ratio in MASK_RATIOS:
-            loss, metrics = self.model.apply(
+            loss, metrics = self.apply(
                 variables,
                 tokens,
                 condition,
@@ -217,11 +219,11 @@ class PriorStage(Stage):
         return sums
 
     def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
-        """Images drawn with the same key at every evaluation, so that they can be compared; classes in turn."""
+        """Images drawn with the same key at every evaluation, to be compared; classes in turn."""
         known = jnp.zeros((SAMPLES, self.grid[0] * self.grid[1]), jnp.int32)
         labels = jnp.arange(SAMPLES) % max(self.model.num_classes, 1)
         tokens = sample(
-            self.model.apply,
+            self.apply,
             variables,
             random_key(self.seed, f"{self.name}/sample", 0),
             condition_of(self.model, labels),
@@ -232,4 +234,4 @@ class PriorStage(Stage):
         return to_host(self.decode(frozen, tokens))
 
     def _decode(self, frozen: Any, tokens: Tokens) -> Float[Array, "b H W 3"]:
-        return jnp.clip(self.tokenizer.apply(frozen, tokens, method="decode"), -1.0, 1.0)
+        return jnp.clip(self.apply_tokenizer(frozen, tokens, method="decode"), -1.0, 1.0)

@@ -20,9 +20,9 @@ Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
 ToDevices = Callable[[Any], Any]
 
 
-def to_float(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def to_float(images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """Images as models take them, [-1, 1]; they travel to the devices as bytes."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
 class Stage(abc.ABC):
@@ -44,7 +44,7 @@ class Stage(abc.ABC):
         self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
 
     @abc.abstractmethod
-    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+    def init_variables(self, key: Key[Array, ""]) -> Any:
         """The model's variables; "params" among the collections."""
 
     @abc.abstractmethod

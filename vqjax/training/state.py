@@ -51,6 +51,6 @@ class State:
 
 
 def random_key(seed: int, purpose: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
-    """The random key of a purpose at a step: a function of its arguments alone, so that a resumed run repeats it."""
+    """The random key of a purpose at a step; of nothing else, so that a resumed run repeats it."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)

@@ -45,10 +45,8 @@ class LossWeights:
 class TokenizerStage(Stage):
     """Trains a tokenizer on images."""
 
-    def __init__(
-        self, name: str, config: ConfigDict, seed: int, model: Tokenizer, resolution: int
-    ):
-        """Takes the stage's sub-config, the run's seed, the tokenizer, and the side of the images in pixels.
+    def __init__(self, name: str, config: ConfigDict, seed: int, model: Tokenizer, resolution: int):
+        """Takes the stage's sub-config, the run's seed, the tokenizer and the images' side.
 
         Raises:
             InputError: unknown loss term, or a resolution that the tokenizer cannot take.
@@ -62,7 +60,7 @@ class TokenizerStage(Stage):
         self.eval_step = jax.jit(self._eval_step)
         model.grid(resolution, resolution)
 
-    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+    def init_variables(self, key: Key[Array, ""]) -> Any:
         """The tokenizer's variables."""
         params, restart = jax.random.split(key)
         images = jnp.zeros((1, *self.image_shape))
@@ -95,7 +93,8 @@ class TokenizerStage(Stage):
         if self.weights.l2:
             terms["l2"] = l2_loss(reconstructions, images)
         if self.lpips:
-            terms["perceptual"] = jnp.mean(self.lpips.apply(frozen, reconstructions, images))
+            distance: Any = self.lpips.apply(frozen, reconstructions, images)
+            terms["perceptual"] = jnp.mean(distance)
         total = sum(
             (getattr(self.weights, name) * value for name, value in terms.items()), jnp.zeros(())
         )
@@ -120,8 +119,8 @@ class TokenizerStage(Stage):
                 outputs = (reconstructions, quantized.pop("vq_loss"))
                 return outputs, (quantized, model_state_new)
 
-            # The losses meet at the reconstruction, and their cotangent there is pulled back through the generator
-            # once, however many critics look at it.
+            # The losses meet at the reconstruction, and their cotangent there is pulled back
+            # through the generator once, however many critics look at it.
             (reconstructions, vq_loss), pull_back, (quantized, model_state) = jax.vjp(
                 generate, params, has_aux=True
             )
@@ -148,7 +147,8 @@ class TokenizerStage(Stage):
         if quantizers.RESTARTS in model_state:
             restarts = model_state[quantizers.RESTARTS]
             ema = player.ema
-            player = player.replace(
+            player = dataclasses.replace(
+                player,
                 params=quantizers.apply_restarts(player.params, restarts),
                 ema=None if ema is None else quantizers.apply_restarts(ema, restarts),
                 model_state={
@@ -161,7 +161,7 @@ class TokenizerStage(Stage):
     def evaluate(
         self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
     ) -> tuple[dict[str, float], Pictures]:
-        """Reconstruction errors, and the use of the codebook over all batches together; input over reconstruction."""
+        """Reconstruction errors, and the codebook's use over all batches; input over output."""
         sums: Any = None
         pictures: Pictures = {}
         for batch in batches:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,9 +17,10 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> Any:
 
     Args:
         folder: of the stage.
-        config: of the stage: whether its weights' moving average was kept, how long it trains, and whether the "last"
-            or the "best" checkpoint is used.
-        shapes: of the variables, {"params": ..., **collections}, with shardings where they are to be placed.
+        config: of the stage: whether its weights' moving average was kept, how long it trains, and
+            whether the "last" or the "best" checkpoint is used.
+        shapes: of the variables, {"params": ..., **collections}, with shardings where they are to
+            be placed.
 
     Raises:
         InputError: there is no checkpoint, or it is of another model.
@@ -43,7 +44,9 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> Any:
         raise InputError(_missing(folder))
     last = checkpointer.latest_step
     if last is not None and last < config.steps:
-        log.warning("%s is at step %d of %d: its training is not finished", folder, last, config.steps)
+        log.warning(
+            "%s is at step %d of %d: its training is not finished", folder, last, config.steps
+        )
     player = found[0]["generator"]
     log.info("%s: weights of step %d (%s, %s)", folder.name, found[1], config.use, weights)
     return {"params": player[weights], **player["model_state"]}
@@ -51,6 +54,6 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> Any:
 
 def _missing(folder: Path) -> str:
     return (
-        f"there is no trained {folder.name} in {folder.parent}: run train.py until that stage is finished,"
-        f" or name a workdir that has one by --config.{folder.name}.init_from"
+        f"there is no trained {folder.name} in {folder.parent}: run train.py until that stage is"
+        f" finished, or name a workdir that has one by --config.{folder.name}.init_from"
     )

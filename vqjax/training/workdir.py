@@ -20,7 +20,7 @@ FREE = re.compile(
 
 
 def stage_folder(config: ConfigDict, workdir: Path, stage: str) -> Path:
-    """Where a stage's checkpoints, metrics and pictures are: in its own workdir, or in the one it is taken from."""
+    """Where a stage's checkpoints, metrics and pictures are: here, or in `init_from`."""
     return Path(config[stage].init_from or workdir) / stage
 
 
@@ -76,7 +76,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
-    """Stores the names of the data set's classes, which sampling by class needs without the data."""
+    """Stores the names of the classes, which sampling by class needs without the data."""
     _write(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
 
 
