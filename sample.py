@@ -24,7 +24,7 @@ from vqjax.training.prior_stage import condition_of, prior_shapes, sampling_spec
 from vqjax.training.sharding import batch_sharding, make_mesh, to_host
 from vqjax.training.state import random_key
 from vqjax.training.weights import load_weights
-from vqjax.training.workdir import read_class_names, read_config, stage_folder
+from vqjax.training.workdir import read_class_names, read_config, trained_stage
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "Folder for the images [<workdir>/samples]")
@@ -66,12 +66,11 @@ def main() -> None:
 
     mesh = make_mesh({"data": -1})
     tokenizer_variables = load_weights(
-        stage_folder(config, workdir, "tokenizer"),
-        config.tokenizer,
+        *trained_stage(config, workdir, "tokenizer"),
         placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh),
     )
     prior_variables = load_weights(
-        stage_folder(config, workdir, "prior"), config.prior, placed(prior_shapes(prior), mesh)
+        *trained_stage(config, workdir, "prior"), placed(prior_shapes(prior), mesh)
     )
     decode = jax.jit(lambda variables, t: tokenizer.apply(variables, t, method="decode"))
 

@@ -16,10 +16,9 @@ from vqjax.data import build_source
 from vqjax.training.console import setup_logging
 from vqjax.training.experiment import build_stage, stage_names
 from vqjax.training.loop import train_stage
-from vqjax.training.sharding import initialise_distributed, make_mesh
+from vqjax.training.sharding import initialise_distributed, make_mesh, process_rows
 from vqjax.training.workdir import (
     check_workdir,
-    stage_folder,
     write_class_names,
     write_config,
 )
@@ -49,7 +48,9 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     stages = stage_names(config)
     for name in stages:
-        build_stage(config, name, workdir, num_classes=1)
+        stage = build_stage(config, name, workdir, num_classes=1)
+        jax.eval_shape(stage.init_variables, jax.random.key(0))
+        process_rows(mesh, config[name].batch_size)
     if not ACCEPT.value:
         check_workdir(config, workdir)
     setup_logging(workdir, is_main)
@@ -68,8 +69,7 @@ def main() -> None:
         if config[name].init_from:
             continue
         stage = build_stage(config, name, workdir, train_source.num_classes)
-        folder = stage_folder(config, workdir, name)
-        train_stage(stage, config.data, mesh, folder, train_source, validation_source)
+        train_stage(stage, config.data, mesh, workdir / name, train_source, validation_source)
 
 
 if __name__ == "__main__":

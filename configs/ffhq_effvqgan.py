@@ -1,21 +1,25 @@
 """Efficient-VQGAN on FFHQ at 256x256, full size. Paper 000, sections 4.1-4.2, tables 1-3.
 
-    python train.py --config=configs/ffhq_effvqgan.py --workdir=runs/ffhq
-    --config.data.source.path=/data/ffhq256
+    python train.py --config=configs/ffhq_effvqgan.py --workdir=runs/ffhq \\
+        --config.data.source.path=/data/ffhq256
 
 The paper reports on FFHQ: reconstruction FID 3.38 (f = 16) and 2.72 (f = 8); FID of samples 5.28 (f
 = 16), with the adversarial loss of Eq. 1. Trained there on 8 A100: tokenizer 50 epochs at batch 16,
 prior 200 epochs.
 
 Data: a folder of the 70,000 images at 256x256 or larger, named so that they sort (00000.png ...):
-    the first 60,000 train,
-the last 10,000 validate.
+the first 60,000 train, the last 10,000 validate.
 
 Arguments, as in `--config=...:f=8`:
 
     f       downsampling factor of the tokenizer, 16 or 8 (16)
 
-Parameters: PARAMETERS_HERE
+Parameters:
+
+            tokenizer        prior
+    f = 16 43,753,587  183,969,024
+    f = 8  11,031,283  183,996,672
+
 Where the paper is silent (optimizers, learning rates, batch of the prior) the values are ours.
 """
 

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     patch_size, levels = common.one_of("f", args.f, {4: (2, 2), 8: (4, 2), 16: (4, 3)})
     width, dim, layers = common.one_of(
-        "size", args.size, {"small": (64, 192, 6), "base": (128, 512, 12)}
+        "size", args.size, {"small": (32, 192, 6), "base": (128, 512, 12)}
     )
 
     tokenizer = config.tokenizer
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "name": "efficient_vqgan",
             "patch_size": patch_size,
-            "widths": (width, 2 * width, 4 * width)[:levels],
+            "widths": (width, 4 * width, 4 * width)[:levels],
             "depths": (2, 4, 4)[:levels],
             "head_dim": 32,
             "window": 4,
@@ -59,16 +59,16 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     tokenizer.loss.l1 = 0.5
-    tokenizer.loss.perceptual = 0.0
+    tokenizer.loss.perceptual = 0.1
     tokenizer.loss.perceptual_net = "alexnet"
-    tokenizer.batch_size = 32
-    tokenizer.steps = 1_000
+    tokenizer.batch_size = 16
+    tokenizer.steps = 1_200
     tokenizer.optimizer.learning_rate = 1e-3
     tokenizer.optimizer.b2 = 0.99
     tokenizer.optimizer.clip_norm = 1.0
     tokenizer.optimizer.warmup_steps = 50
-    tokenizer.eval_every = 500
-    tokenizer.checkpoint_every = 250
+    tokenizer.eval_every = 400
+    tokenizer.checkpoint_every = 200
 
     prior = config.prior
     prior.model = ConfigDict(
@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "halo": 1,
             "dropout": 0.1,
             "label_smoothing": 0.1,
-            "query_blocks_per_image": 2,
+            "query_blocks_per_image": 1,
             "scan": True,
             "remat": False,
             "dtype": "float32",

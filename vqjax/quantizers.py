@@ -126,7 +126,7 @@ class VectorQuantizer(nn.Module):
         if self.update == "gradient":
             codebook = self.codebook
         else:
-            codebook = self.code_sum.value / jnp.maximum(self.code_count.value, 1e-6)[:, None]
+            codebook = self.code_sum.value / self.code_count.value[:, None]
         return l2_normalize(codebook) if self.latent_norm == "l2" else codebook
 
     def embed(self, codes: Int[Array, "*n"]) -> Float[Array, "*n d"]:
@@ -144,8 +144,7 @@ class VectorQuantizer(nn.Module):
         Returns:
             The quantized vectors, with the straight-through gradient, in the dtype of `z`; their
             codes; and a dict with "vq_loss" (codebook loss + beta * commitment loss; the latter
-            alone with moving averages),
-            "commitment_loss" (unweighted) and "batch_perplexity".
+            alone with moving averages), "commitment_loss" (unweighted) and "batch_perplexity".
         """
         dtype = z.dtype
         z = z.astype(jnp.float32)
@@ -196,15 +195,21 @@ class VectorQuantizer(nn.Module):
         if self.is_initializing() or not (self.update == "ema" or self.restart_below > 0):
             return
         count = ema_update(self.code_count.value, counts, self.decay)
+        # A code out of use keeps its value, but its sum and count would fade to 0 / 0.
+        faded = count < 1e-6
+        count = jnp.where(faded, self.code_count.value, count)
         dead = count < self.restart_below
-        self.code_count.value = jnp.where(dead, 1.0, count)
+        # Above the threshold, so that a restarted code has the time to find use.
+        fresh = max(1.0, self.restart_below)
+        self.code_count.value = jnp.where(dead, fresh, count)
         if self.update == "ema":
             # A product with one-hot rows, since accelerators multiply faster than they scatter.
             one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32)
             total = jnp.einsum("nk,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST)
             average = ema_update(self.code_sum.value, total, self.decay)
+            average = jnp.where(faded[:, None], self.code_sum.value, average)
             if self.restart_below > 0:
-                average = jnp.where(dead[:, None], self._draw(flat), average)
+                average = jnp.where(dead[:, None], fresh * self._draw(flat), average)
             self.code_sum.value = average
         else:
             # A step of several microbatches collects the restarts of them all.
@@ -218,8 +223,8 @@ def apply_restarts(params: Mapping[str, Any], restarts: Mapping[str, Any]) -> di
 
     Args:
         params: the model's parameters, or their moving average.
-        restarts: the collection "restarts" after the same step: {"dead": bool[k], "successors": [k,
-            d]} where a quantizer is in the tree of modules.
+        restarts: the collection "restarts" after the same step: "dead", bool[k], and "successors",
+            float[k, d], where a quantizer is in the tree of modules.
     """
     result = dict(params)
     for name, value in restarts.items():

@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
 
@@ -18,7 +20,9 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
     return f"{hint}valid: {', '.join(valid)}"
 
 
-def build(part: str, registry: Mapping[str, type[T]], config: Mapping[str, Any], **given: Any) -> T:
+def build(
+    part: str, registry: Mapping[str, type[T]], config: Mapping[str, Any] | ConfigDict, **given: Any
+) -> T:
     """Builds `registry[config["name"]]` with the rest of the config as its fields.
 
     Args:
@@ -40,15 +44,27 @@ def build(part: str, registry: Mapping[str, type[T]], config: Mapping[str, Any],
 
 
 def check_fields(
-    part: str, cls: type, fields: Mapping[str, Any], exclude: Iterable[str] = ()
+    part: str,
+    cls: type,
+    fields: Mapping[str, Any] | ConfigDict,
+    exclude: Iterable[str] = (),
 ) -> None:
-    """Raises InputError for a key that is no field of the dataclass `cls`, or is in `exclude`."""
-    valid = {f.name for f in dataclasses.fields(cls) if f.init} - {"name", "parent", *exclude}
-    for key in fields:
+    """Checks that the dataclass `cls` can be built with these fields.
+
+    Raises:
+        InputError: a key that is no field, or is in `exclude`; a value that is none of those of its
+            field, where that is a Literal.
+    """
+    types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
+    valid = set(types) - {"name", "parent", *exclude}
+    for key, value in fields.items():
         if key not in valid:
             raise InputError(
                 f"config.{part}.{key}: {cls.__name__} has no such field; {did_you_mean(key, valid)}"
             )
+        if get_origin(types[key]) is Literal and value not in get_args(types[key]):
+            hint = did_you_mean(str(value), get_args(types[key]))
+            raise InputError(f"config.{part}.{key}={value!r}: {hint}")
 
 
 def _tuples(value: Any) -> Any:

@@ -98,8 +98,9 @@ def evaluation_batches(
     process_count: int = 1,
     on_broken: OnBroken = "error",
 ) -> Generator[Batch, None, None]:
-    """The images of a source in order, once, as central squares.
+    """The images of a source once, as central squares, in a random order that is always the same.
 
+    So the first ones are a fair sample of all: for a limit, and for the pictures that are shown.
     Every process yields the same number of batches, its contiguous part of each; the last one is
     padded with repeats of the last image.
 
@@ -107,7 +108,7 @@ def evaluation_batches(
         source: the images.
         batch_size: images of all processes together.
         resolution: side of the images in pixels.
-        limit: number of images, from the first on; None for all.
+        limit: number of images, the first of that order; None for all.
         process_index: of this process among those that share the batch.
         process_count: number of those.
         on_broken: as for `train_batches`.
@@ -124,7 +125,8 @@ def evaluation_batches(
     count = len(source) if limit is None else min(limit, len(source))
 
     read = _Read(source, on_broken)
-    batch = _EvaluationBatch(read, resolution, count, batch_size, process_index * local, local)
+    order = np.random.default_rng(0).permutation(len(source))[:count]
+    batch = _EvaluationBatch(read, resolution, order, batch_size, process_index * local, local)
     return _deliver(grain.MapDataset.range(-(-count // batch_size)).map(batch), workers=0)
 
 
@@ -185,7 +187,7 @@ class _TrainBatch:
 class _EvaluationBatch:
     read: _Read
     resolution: int
-    count: int
+    order: np.ndarray
     batch_size: int
     offset: int
     local: int
@@ -193,11 +195,12 @@ class _EvaluationBatch:
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size + self.offset
         places = range(first, first + self.local)
-        indices = [min(place, self.count - 1) for place in places]
+        count = len(self.order)
+        indices = [int(self.order[min(place, count - 1)]) for place in places]
         rows = {index: self._row(index) for index in set(indices)}
         chosen = [rows[index] for index in indices]
         valid = [
-            place < self.count and not row["broken"]
+            place < count and not row["broken"]
             for place, row in zip(places, chosen, strict=True)
         ]
         index = np.array(indices, np.int32)

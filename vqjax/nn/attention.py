@@ -48,7 +48,8 @@ def attention(
             query.reshape(-1, *query.shape[-3:]),
             key.reshape(-1, *key.shape[-3:]),
             value.reshape(-1, *value.shape[-3:]),
-            bias=flat(bias),
+            # The kernel takes a bias of its own type only.
+            bias=flat(None if bias is None else bias.astype(query.dtype)),
             mask=flat(mask),
             implementation="cudnn",
         )
@@ -85,8 +86,14 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "..."] | None = None,
         mask: Bool[Array, "..."] | None = None,
     ) -> Float[Array, "*b n dim"]:
-        """Attends within the last-but-one axis; `bias` and `mask` as in `attention`."""
+        """Attends within the last-but-one axis; `bias` and `mask` as in `attention`.
+
+        Raises:
+            ValueError: if the heads do not divide the width of the input.
+        """
         dim = x.shape[-1]
+        if dim % self.num_heads:
+            raise ValueError(f"a width of {dim} is not divided by {self.num_heads} heads")
         head_dim = dim // self.num_heads
         qkv = nn.DenseGeneral(
             (3, self.num_heads, head_dim),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vqjax import registry
 from vqjax.errors import InputError
 from vqjax.priors.multigrained import MultiGrainedPrior
@@ -13,7 +15,10 @@ Prior = MultiGrainedPrior
 
 
 def build_prior(
-    config: Mapping[str, Any], tokenizer: Tokenizer, image_size: tuple[int, int], num_classes: int
+    config: Mapping[str, Any] | ConfigDict,
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int],
+    num_classes: int,
 ) -> Prior:
     """The prior of `config.prior.model` over the tokens of a tokenizer.
 

@@ -1,8 +1,9 @@
 """The geometry of multi-grained attention: query blocks, the windows around them, and their cells.
 
-Source: paper 000, section 3.2. All tables are static, for a grid of (h, w) cells cut into blocks of
-    W_s x W_s in raster
-order; blocks at the lower and right border may be partial.
+All tables are static, for a grid of (h, w) cells cut into blocks of W_s x W_s in raster order;
+blocks at the lower and right border may be partial.
+
+Source: paper 000, section 3.2.
 """
 
 import functools
@@ -34,7 +35,7 @@ class BlockLayout:
         self.num_blocks = self.block_grid[0] * self.block_grid[1]
         side = block_size + 2 * halo
         within = np.arange(halo, halo + block_size)
-        self.query_slots: Int[np.ndarray, q] = (within[:, None] * side + within).reshape(-1)
+        self.query_slots: Int[np.ndarray, " q"] = (within[:, None] * side + within).reshape(-1)
 
         corner = np.stack(
             np.meshgrid(*(np.arange(n) * block_size for n in self.block_grid), indexing="ij"), -1

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vqjax.errors import InputError
 from vqjax.losses import cross_entropy
 from vqjax.nn.attention import Implementation
 from vqjax.nn.transformer import INITIALIZER, Transformer
@@ -92,11 +93,25 @@ class MultiGrainedPrior(nn.Module):
     query_blocks_per_image: int | None = None
     scan: bool = True
     remat: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     implementation: Implementation = "xla"
 
     def setup(self) -> None:
-        """Declares the embeddings, the transformer and the head."""
+        """Declares the embeddings, the transformer and the head.
+
+        Raises:
+            InputError: a field out of its range.
+        """
+        drawn = self.query_blocks_per_image
+        divisors = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
+        for name, good, expected in (
+            ("block_size", self.block_size >= 1, "at least 1"),
+            ("halo", self.halo >= 0, "0 or more"),
+            ("num_heads", self.num_heads in divisors, f"a divisor of dim={self.dim}"),
+            ("query_blocks_per_image", drawn is None or drawn >= 1, "None (all) or at least 1"),
+        ):
+            if not good:
+                raise InputError(f"prior {name}={getattr(self, name)}: {expected} is needed")
         layout = self.layout(self.grid)
         embed: dict[str, Any] = {"embedding_init": INITIALIZER, "dtype": self.dtype}
         self.code_embedding = nn.Embed(self.num_codes + 1, self.embed_dim, **embed)
@@ -200,7 +215,7 @@ class MultiGrainedPrior(nn.Module):
         condition: Int[Array, "b c"],
         train: bool,
         *,
-        mask_ratio: float | None = None,
+        mask_ratio: float | Float[Array, ""] | None = None,
         context: Context = "mixed",
         valid: Bool[Array, "b"] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -209,7 +224,7 @@ class MultiGrainedPrior(nn.Module):
         A query block sees one of two contexts. *random*: its halo is masked token by token at the
         rate of the block, and the global map block by block. *prefix*, what block-by-block sampling
         sees: blocks before the query block in raster order are clean, those after it masked, in the
-            global map and in the halo alike.
+        global map and in the halo alike.
 
         Args:
             tokens: dense tokens.
@@ -222,8 +237,9 @@ class MultiGrainedPrior(nn.Module):
             valid: images that count; None for all.
 
         Returns:
-            The mean over the masked query tokens of the batch in nats, and a dict with "accuracy"
-            and "predicted_tokens", their number. Masks are drawn from the rng stream "mask".
+            The mean over the masked query tokens of the batch in nats (0 where there are none), and
+            a dict with "accuracy" and "predicted_tokens", their number. Masks are drawn from the
+            rng stream "mask".
 
         Source: paper 000, Eq. 2.
         """
@@ -254,10 +270,10 @@ class MultiGrainedPrior(nn.Module):
         if valid is not None:
             predicted = predicted & jnp.repeat(valid, queries.shape[1])[:, None]
         nats = cross_entropy(logits, target, self.label_smoothing if train else 0.0)
-        number = jnp.maximum(jnp.sum(predicted), 1)
+        number = jnp.sum(predicted)
         hits = jnp.sum((jnp.argmax(logits, axis=-1) == target) & predicted)
-        return jnp.sum(nats * predicted) / number, {
-            "accuracy": hits / number,
+        return jnp.sum(nats * predicted) / jnp.maximum(number, 1), {
+            "accuracy": hits / jnp.maximum(number, 1),
             "predicted_tokens": number.astype(jnp.float32),
         }
 
@@ -273,7 +289,7 @@ class MultiGrainedPrior(nn.Module):
         self,
         queries: Int[Array, "b s"],
         layout: BlockLayout,
-        mask_ratio: float | None,
+        mask_ratio: float | Float[Array, ""] | None,
         context: Context,
     ) -> tuple[Bool[Array, "b s n"], Bool[Array, "b s g"]]:
         """Masked cells of each window, at least one of its query block, and masked blocks."""

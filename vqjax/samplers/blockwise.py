@@ -1,11 +1,12 @@
 """Sampling of the multi-grained prior: block by block in raster order, T parallel steps in each.
 
-Source: paper 000, section 3.3 (autoregressive inference); MaskGIT (Chang et al. 2022), section 3.2,
-    inside a block.
+Source: paper 000, section 3.3 (autoregressive inference); inside a block MaskGIT (Chang et al.
+2022), section 3.2.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,7 +58,7 @@ class BlockwiseSampling:
             ("temperature", self.temperature > 0, "above 0"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("choice_temperature", self.choice_temperature >= 0, "0 or more"),
+            ("choice_temperature", 0 <= self.choice_temperature < math.inf, "0 or more"),
         ):
             if not good:
                 raise InputError(f"sampling {name}={getattr(self, name)}: {expected} is needed")

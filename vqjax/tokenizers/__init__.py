@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vqjax import registry
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
@@ -11,7 +13,7 @@ TOKENIZERS = {"efficient_vqgan": EfficientVQGAN}
 Tokenizer = EfficientVQGAN
 
 
-def build_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+def build_tokenizer(config: Mapping[str, Any] | ConfigDict) -> Tokenizer:
     """The tokenizer of `config.tokenizer.model`.
 
     Raises:

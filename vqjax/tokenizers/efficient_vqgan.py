@@ -7,7 +7,7 @@ So the same weights take any resolution that the downsampling factor and the win
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import einops
 import flax.linen as nn
@@ -134,29 +134,35 @@ class EfficientVQGAN(nn.Module):
     window: int = 8
     mlp_ratio: int = 4
     remat: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     implementation: Implementation = "xla"
 
-    def setup(self) -> None:
-        """Builds encoder and decoder.
+    def __post_init__(self) -> None:
+        """Checks the fields.
 
         Raises:
-            InputError: fields that contradict each other.
+            InputError: fields out of their range or that contradict each other.
         """
         if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
             raise InputError(
                 f"tokenizer patch_size={self.patch_size}: a power of two from 2 is needed"
             )
-        if len(self.widths) != len(self.depths):
+        if self.window < 1:
+            raise InputError(f"tokenizer window={self.window}: a side of at least 1 is needed")
+        if len(self.widths) != len(self.depths) or not self.widths:
             raise InputError(
                 f"tokenizer widths={self.widths} and depths={self.depths}:"
                 " one depth a width is needed"
             )
         for width in self.widths:
-            if width % self.head_dim:
+            if self.head_dim < 1 or width % self.head_dim:
                 raise InputError(
                     f"tokenizer width {width} is not a multiple of head_dim={self.head_dim}"
                 )
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Builds encoder and decoder."""
         shared: dict[str, Any] = {
             "patch_size": self.patch_size,
             "widths": self.widths,
@@ -217,7 +223,12 @@ class EfficientVQGAN(nn.Module):
         return Tokens.dense(codes)
 
     def decode(self, tokens: Tokens) -> Float[Array, "b H W 3"]:
-        """Images of tokens, [-1, 1] up to the model's error."""
+        """Images of dense tokens, [-1, 1] up to the model's error.
+
+        Raises:
+            InputError: as `grid`.
+        """
+        self.grid(*(side * self.downsampling for side in tokens.grid))
         return self.decoder(self.quantizer.embed(tokens.code_map))
 
     def __call__(

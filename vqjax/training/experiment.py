@@ -11,7 +11,7 @@ from vqjax.tokenizers import Tokenizer, build_tokenizer
 from vqjax.training.prior_stage import PriorStage
 from vqjax.training.stage import Stage
 from vqjax.training.tokenizer_stage import TokenizerStage
-from vqjax.training.workdir import stage_folder
+from vqjax.training.workdir import trained_stage
 
 STAGES = ("tokenizer", "prior")
 
@@ -67,8 +67,7 @@ def build_stage(config: ConfigDict, name: str, workdir: Path, num_classes: int) 
         config.seed,
         prior,
         tokenizer,
-        config.tokenizer,
-        stage_folder(config, workdir, "tokenizer"),
+        *trained_stage(config, workdir, "tokenizer"),
         config.data.resolution,
         config.sampling,
     )

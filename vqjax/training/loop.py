@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import Source, evaluation_batches, train_batches
-from vqjax.errors import InputError, TrainingError
+from vqjax.errors import TrainingError
 from vqjax.training.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
 from vqjax.training.sharding import (
@@ -100,11 +100,6 @@ def train_stage(
         "process_index": int(rows[0]) // len(rows),
         "process_count": config.batch_size // len(rows),
     }
-    if config.batch_size % config.microbatches:
-        raise InputError(
-            f"config.{stage.name}.batch_size={config.batch_size} does not divide into"
-            f" microbatches={config.microbatches}: change one of the two"
-        )
     main = jax.process_index() == 0
     checkpointer = Checkpointer(
         folder / "checkpoints",
@@ -112,13 +107,13 @@ def train_stage(
         best_metric=config.best_metric or None,
         best_mode=config.best_mode,
     )
-    if checkpointer.latest_step is not None and checkpointer.latest_step >= config.steps:
-        log.info("%s: finished already (step %d)", stage.name, checkpointer.latest_step)
+    shapes = abstract_state(stage, mesh)
+    # A finished stage is read too: its last checkpoint may have been damaged since.
+    restored = checkpointer.restore(shapes)
+    if restored is not None and restored[1] >= config.steps:
+        log.info("%s: finished already (step %d)", stage.name, restored[1])
         checkpointer.close()
         return
-
-    shapes = abstract_state(stage, mesh)
-    restored = checkpointer.restore(shapes)
     if restored is None:
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         key = random_key(stage.seed, f"{stage.name}/init", 0)
@@ -173,13 +168,16 @@ def train_stage(
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            checkpointer.wait()
+            # The term that broke comes before the sum and the gradient that it broke.
+            broken.sort(key=lambda name: name in ("loss", "gradient_norm"))
+            listed = ", ".join(f"{name} is {values[name]}" for name in broken)
+            checkpointer.close()
             good = checkpointer.latest_step
             safe = "none" if good is None else f"step {good}"
             raise TrainingError(
-                f"{stage.name}: step {step}: {broken[0]} is {values[broken[0]]}; the last"
-                f" good checkpoint is {safe} in {folder}: lower the learning rate or set clip_norm,"
-                " and go on from it with --accept_config_changes"
+                f"{stage.name}: step {step}: {listed}; the last good checkpoint is {safe} in"
+                f" {folder}: lower the learning rate or set clip_norm, and go on from it with"
+                " --accept_config_changes"
             )
         return values
 
@@ -224,13 +222,14 @@ def train_stage(
             evaluation = evaluate(state, step) if evaluate_now else None
             if save_now:
                 checkpointer.save(step, state, evaluation)
-            if stopping and not last:
-                checkpointer.close()
-                raise TrainingError(
-                    f"{stage.name}: stopped by a signal; step {step} is saved in {folder}:"
-                    " run the same command to go on"
-                )
+            if stopping:
+                break
         checkpointer.close()
+        if stop_requested(step):
+            raise TrainingError(
+                f"{stage.name}: stopped by a signal; step {step} is saved in {folder}:"
+                " run the same command to go on"
+            )
     seconds = time.monotonic() - began
     log.info("%s: steps %d to %d took %.0f s", stage.name, start, config.steps, seconds)
 

@@ -102,9 +102,13 @@ def make_optimizer(
         optimizer = optax.adamw(
             schedule, **moments, weight_decay=config.weight_decay, mask=decay_mask
         )
-    if config.clip_norm is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer, schedule
+    # Neither has a state, so that a run can go on with another clip_norm.
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
+    return optax.chain(clip, optimizer), schedule
 
 
 def decay_mask(params: PyTree) -> PyTree[bool]:

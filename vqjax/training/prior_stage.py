@@ -82,8 +82,8 @@ class PriorStage(Stage):
         seed: int,
         model: Prior,
         tokenizer: Tokenizer,
-        tokenizer_config: ConfigDict,
         tokenizer_folder: Path,
+        tokenizer_config: ConfigDict,
         resolution: int,
         sampling: ConfigDict,
     ):
@@ -95,8 +95,8 @@ class PriorStage(Stage):
             seed: of the run.
             model: the prior.
             tokenizer: whose tokens it models.
-            tokenizer_config: its stage's sub-config.
             tokenizer_folder: its stage's folder, with checkpoints.
+            tokenizer_config: its stage's sub-config.
             resolution: side of the images in pixels.
             sampling: `config.sampling`, for the samples drawn at every evaluation.
 
@@ -180,10 +180,10 @@ class PriorStage(Stage):
             batch_sums = self.eval_step(variables, frozen, images, labels, valid, key)
             sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
         sums = jax.tree.map(to_host, sums)
-        counts = sums.pop("codes")
+        counts = jnp.asarray(sums.pop("codes"))
+        losses = sums["nats"] / sums["tokens"]
         metrics = {
-            f"loss_at_{ratio}": float(sums[f"nats_at_{ratio}"] / sums[f"tokens_at_{ratio}"])
-            for ratio in MASK_RATIOS
+            f"loss_at_{ratio}": float(x) for ratio, x in zip(MASK_RATIOS, losses, strict=True)
         }
         metrics["unigram_entropy"] = math.log(float(quantizers.perplexity(counts)))
         return metrics, {"samples": image_grid(self._samples(variables, frozen), columns=6)}
@@ -201,8 +201,9 @@ class PriorStage(Stage):
         tokens = self.apply_tokenizer(frozen, to_float(images), method="encode")
         condition = condition_of(self.model, labels)
         counted = jnp.where(valid[:, None], tokens.codes, self.model.num_codes)
-        sums = {"codes": quantizers.count_codes(counted, self.model.num_codes + 1)[:-1]}
-        for ratio in MASK_RATIOS:
+        codes = quantizers.count_codes(counted, self.model.num_codes + 1)[:-1]
+
+        def masked(ratio: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
             loss, metrics = self.apply(
                 variables,
                 tokens,
@@ -214,9 +215,11 @@ class PriorStage(Stage):
                 method="loss",
                 rngs={"mask": key},
             )
-            number = metrics["predicted_tokens"]
-            sums |= {f"nats_at_{ratio}": loss * number, f"tokens_at_{ratio}": number}
-        return sums
+            return loss * metrics["predicted_tokens"], metrics["predicted_tokens"]
+
+        # One after the other in a loop, which is compiled once.
+        nats, tokens_masked = jax.lax.map(masked, jnp.asarray(MASK_RATIOS))
+        return {"codes": codes, "nats": nats, "tokens": tokens_masked}
 
     def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
         """Images drawn with the same key at every evaluation, to be compared; classes in turn."""

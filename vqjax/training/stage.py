@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
+from vqjax.errors import InputError
 from vqjax.training.optimizers import ema_update, make_optimizer
 from vqjax.training.state import Player, State
 
@@ -37,10 +38,15 @@ class Stage(abc.ABC):
     """
 
     def __init__(self, name: str, config: ConfigDict, seed: int):
-        """Takes the stage's sub-config and the run's seed."""
+        """Takes the stage's sub-config and the run's seed.
+
+        Raises:
+            InputError: a setting out of its range.
+        """
         self.name = name
         self.config = config
         self.seed = seed
+        _check(name, config)
         self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
 
     @abc.abstractmethod
@@ -92,7 +98,29 @@ class Stage(abc.ABC):
         if ema is not None:
             ema = ema_update(ema, params, self.config.ema_decay, step)
         metrics = {
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(self.schedule(step), jnp.float32),
         }
         return Player(params, opt_state, ema, model_state), metrics
+
+
+def _check(name: str, config: ConfigDict) -> None:
+    """Raises InputError for the first setting out of its range."""
+    for key in (
+        *("batch_size", "microbatches", "steps", "log_every", "eval_every", "eval_images"),
+        *("checkpoint_every", "keep_checkpoints"),
+    ):
+        if config[key] < 1:
+            raise InputError(f"config.{name}.{key}={config[key]}: at least 1 is needed")
+    if config.batch_size % config.microbatches:
+        raise InputError(
+            f"config.{name}.batch_size={config.batch_size} does not divide into"
+            f" microbatches={config.microbatches}: change one of the two"
+        )
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(
+            f"config.{name}.ema_decay={config.ema_decay}: expected [0, 1), 0 for no average"
+        )
+    for key, valid in (("use", ("last", "best")), ("best_mode", ("min", "max"))):
+        if config[key] not in valid:
+            raise InputError(f"config.{name}.{key}={config[key]!r}: valid: {', '.join(valid)}")

@@ -47,7 +47,8 @@ class State:
 
     step: Any
     generator: Player
-    discriminator: Player | None = None
+    # Any, as JAX builds states with placeholders in them.
+    discriminator: Any = None
 
 
 def random_key(seed: int, purpose: str, step: int | Int[Array, ""]) -> Key[Array, ""]:

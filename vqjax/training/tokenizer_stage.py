@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class LossWeights:
     l1: float = 0.0
     l2: float = 1.0
     perceptual: float = 1.0
-    perceptual_net: str = "vgg16"
+    perceptual_net: Literal["vgg16", "alexnet"] = "vgg16"
     vq: float = 1.0
 
 
@@ -176,7 +176,7 @@ class TokenizerStage(Stage):
                     np.asarray(to_float(shown[0])), shown[1], columns=PICTURES // 2
                 )
         sums = jax.tree.map(to_host, sums)
-        counts = sums.pop("codes")
+        counts = jnp.asarray(sums.pop("codes"))
         number = sums.pop("images")
         metrics = {name: float(total / number) for name, total in sums.items()}
         metrics["codebook_usage"] = float(quantizers.usage(counts))

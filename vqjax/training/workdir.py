@@ -17,27 +17,48 @@ FREE = re.compile(
     r"stages|mesh\..*|sampling\..*|data\.workers"
     r"|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
 )
+# Settings of a model that do not change what it computes.
+COMPUTE = re.compile(r".*\.(dtype|remat|implementation)")
 
 
-def stage_folder(config: ConfigDict, workdir: Path, stage: str) -> Path:
-    """Where a stage's checkpoints, metrics and pictures are: here, or in `init_from`."""
-    return Path(config[stage].init_from or workdir) / stage
+def trained_stage(config: ConfigDict, workdir: Path, stage: str) -> tuple[Path, ConfigDict]:
+    """Where a stage's checkpoints are, here or in `init_from`, and the settings it is trained with.
+
+    Raises:
+        InputError: `init_from` is not the folder of a run, or its stage has another model.
+    """
+    source = config[stage].init_from
+    if not source:
+        return workdir / stage, config[stage]
+    settings = read_config(Path(source))[stage]
+    if settings.init_from:
+        raise InputError(
+            f"config.{stage}.init_from={source}: that run took its {stage} from"
+            f" {settings.init_from}; name that workdir"
+        )
+    theirs, ours = (json.loads(s.model.to_json()) for s in (settings, config[stage]))
+    differing = _differences(theirs, ours, f"{stage}.model.", COMPUTE)
+    if differing:
+        raise InputError(
+            f"config.{stage}.init_from={source}: its {stage} is another model:"
+            f" {'; '.join(differing)}; set these as they were, or train one here"
+        )
+    settings.use = config[stage].use
+    return Path(source) / stage, settings
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Checks that a folder which is there was made with this config.
 
     Raises:
-        InputError: it was not (what differs is listed), or its config cannot be read.
+        InputError: it was not (what differs is listed), or its config cannot be read; it is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: this is a file, a folder is needed")
     if not (workdir / "config.json").exists():
         return
-    before, now = _flat(read_config(workdir).to_dict()), _flat(json.loads(config.to_json()))
-    differing = [
-        f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not FREE.fullmatch(key)
-    ]
+    before = json.loads(read_config(workdir).to_json())
+    differing = _differences(before, json.loads(config.to_json()), "", FREE)
     if differing:
         raise InputError(
             f"{workdir} was made with another config: {'; '.join(differing)}."
@@ -60,7 +81,7 @@ def read_config(workdir: Path) -> ConfigDict:
     file = workdir / "config.json"
     try:
         return ConfigDict(json.loads(file.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         near = difflib.get_close_matches(
             workdir.name, [d.name for d in workdir.parent.glob("*") if d.is_dir()], n=1
         )
@@ -84,6 +105,16 @@ def read_class_names(workdir: Path) -> tuple[str, ...]:
     """What `write_class_names` stored; empty where training has not begun."""
     file = workdir / "classes.json"
     return tuple(json.loads(file.read_text())) if file.exists() else ()
+
+
+def _differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
+    """What is not the same in two trees of settings, leaving out the allowed keys."""
+    before, now = _flat(before, prefix), _flat(now, prefix)
+    return [
+        f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not allowed.fullmatch(key)
+    ]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,288 @@
+"""Speed, compile time and memory of every program of a config; needs no data and no weights.
+
+    python benchmarks/throughput.py --config=configs/openmoji_effvqgan.py:res=64,f=8
+    python benchmarks/throughput.py --config=configs/ffhq_effvqgan.py --what=prior_step --repeats=0
+
+The second line compiles only. A program runs on the mesh of the config with fresh random weights;
+its time is the median of the repeats, after a first call that is not counted.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, UInt8
+from ml_collections import ConfigDict, config_flags
+
+from vqjax import commands
+from vqjax.errors import InputError
+from vqjax.registry import did_you_mean
+from vqjax.samplers.blockwise import sample
+from vqjax.tokens import Tokens
+from vqjax.training.experiment import build_models, build_stage
+from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
+from vqjax.training.prior_stage import condition_of, prior_shapes, sampling_spec, tokenizer_shapes
+from vqjax.training.sharding import batch_sharding, make_mesh, process_rows
+from vqjax.training.stage import to_float
+
+# Config files import each other as `configs.<name>`, from the root of the repository.
+sys.path.append(str(Path(__file__).parents[1]))
+
+WHAT = ("encode", "decode", "tokenizer_step", "prior_step", "sample")
+MIB = 2**20
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as of train.py")
+SELECTION = flags.DEFINE_list("what", list(WHAT), f"Which programs: {', '.join(WHAT)}")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Global batch of every program [the config's]"
+)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls of each program; 0 only compiles")
+flags.mark_flag_as_required("config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function, and what it is called with.
+
+    Attributes:
+        function: takes `shapes`.
+        shapes: shapes and shardings of its arguments.
+        arguments: makes them.
+        batch_size: images that a call works off.
+        dtype: compute dtype.
+        trains: the first argument is a state, which a call may overwrite; the first result is its
+            successor.
+    """
+
+    function: Any
+    shapes: tuple[Any, ...]
+    arguments: Callable[[], tuple[Any, ...]]
+    batch_size: int
+    dtype: str
+    trains: bool = False
+
+
+def random_arrays(shapes: Any, integers_below: int = 1) -> Any:
+    """Arrays for shapes, placed as their shardings say.
+
+    Floats are small normal numbers, bytes uniform, other integers uniform in [0, integers_below).
+    """
+
+    def fill(shape: jax.ShapeDtypeStruct) -> Array:
+        key = jax.random.key(0)
+        if jnp.issubdtype(shape.dtype, jnp.floating):
+            return 0.02 * jax.random.normal(key, shape.shape, shape.dtype)
+        if shape.dtype == jnp.uint8:
+            return jax.random.bits(key, shape.shape, jnp.uint8)
+        return jax.random.randint(key, shape.shape, 0, integers_below).astype(shape.dtype)
+
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    return jax.jit(lambda: jax.tree.map(fill, shapes), out_shardings=shardings)()
+
+
+def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
+    """A stage's training step, on bytes as they come from the data pipeline."""
+    stage = build_stage(config, name, Path(), num_classes=1)
+    state = abstract_state(stage, mesh)
+    rest = (
+        placed(stage.frozen_shapes(), mesh),
+        *batch_shapes(stage.config.batch_size, config.data.resolution, mesh),
+    )
+
+    def arguments() -> tuple[Any, ...]:
+        init = jax.jit(stage.init, out_shardings=jax.tree.map(lambda x: x.sharding, state))
+        return init(jax.random.key(0)), *random_arrays(rest)
+
+    return Program(
+        compile_train_step(stage, mesh),
+        (state, *rest),
+        arguments,
+        stage.config.batch_size,
+        config[name].model.get("dtype", "float32"),
+        trains=True,
+    )
+
+
+def forward(config: ConfigDict, mesh: Mesh, what: str) -> Program:
+    """The tokenizer's encode or decode, or the prior's sampling of tokens."""
+    tokenizer, prior = build_models(config, num_classes=1)
+    spec = sampling_spec(prior, prior.grid, config.sampling)
+    sharding = batch_sharding(mesh)
+
+    def encode(variables: Any, images: UInt8[Array, "b H W 3"]) -> Any:
+        return tokenizer.apply(variables, to_float(images), method="encode")
+
+    def decode(variables: Any, code_map: Int[Array, "b h w"]) -> Any:
+        return tokenizer.apply(variables, Tokens.dense(code_map), method="decode")
+
+    def sample_tokens(variables: Any, known: Int[Array, "b n"], seed: Int[Array, ""]) -> Tokens:
+        return sample(
+            prior.apply,
+            variables,
+            jax.random.key(seed),
+            condition_of(prior, jnp.zeros(known.shape[:1], jnp.int32)),
+            known,
+            jnp.zeros(known.shape, bool),
+            spec,
+        )
+
+    def codes(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+    h, w = prior.grid
+    if what == "sample":
+        batch_size = config.sampling.batch_size
+        variables = placed(prior_shapes(prior), mesh)
+        seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+        function, inputs = sample_tokens, (codes(batch_size, h * w), seed)
+    else:
+        batch_size = config.tokenizer.batch_size
+        variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
+        images, _ = batch_shapes(batch_size, config.data.resolution, mesh)
+        function, inputs = (
+            (encode, (images,)) if what == "encode" else (decode, (codes(batch_size, h, w),))
+        )
+    shapes = (variables, *inputs)
+    return Program(
+        jax.jit(function),
+        shapes,
+        lambda: random_arrays(shapes, tokenizer.num_codes),
+        batch_size,
+        prior.dtype if what == "sample" else tokenizer.dtype,
+    )
+
+
+def build_program(config: ConfigDict, mesh: Mesh, what: str) -> Program:
+    """The program called `what`, one of `WHAT`.
+
+    Raises:
+        InputError: a config that cannot be built, or a batch that the mesh does not divide.
+    """
+    stage, step, _ = what.partition("_step")
+    program = train_step(config, mesh, stage) if step else forward(config, mesh, what)
+    process_rows(mesh, program.batch_size)
+    return program
+
+
+def program_memory(compiled: Any) -> float:
+    """Peak memory of a compiled program on one device by XLA's own plan, MiB."""
+    plan = compiled.memory_analysis()
+    peak = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        + plan.temp_size_in_bytes
+        - plan.alias_size_in_bytes
+    )
+    return peak / MIB
+
+
+def allocated_memory() -> float | None:
+    """Peak memory of the allocator of the fullest device since the process began, MiB, or None."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks) / MIB if peaks else None
+
+
+def seconds_per_call(compiled: Any, program: Program, repeats: int) -> float:
+    """Median time of a call, from its start until its results are there."""
+    arguments = program.arguments()
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        results = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - began)
+        if program.trains:
+            arguments = (results[0], *arguments[1:])
+    return statistics.median(seconds[1:])
+
+
+def describe(config: ConfigDict, mesh: Mesh) -> str:
+    """What the table is of: devices, latent grid, and what a sampling and a prior step do."""
+    _, prior = build_models(config, num_classes=1)
+    device, resolution = mesh.devices.flat[0], config.data.resolution
+    blocks = prior.layout(prior.grid).num_blocks
+    taken = prior.query_blocks_per_image or blocks
+    mesh_shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return "\n".join(
+        [
+            f"{mesh.size} x {device.device_kind} ({device.platform}), mesh {mesh_shape};"
+            f" jax {jax.__version__}",
+            f"{resolution}x{resolution} images, {prior.grid[0]}x{prior.grid[1]} latents;"
+            f" sample: {config.sampling.steps} steps in each of {blocks} blocks, without decoding;"
+            f" prior_step: {taken} of {blocks} query blocks an image, with encoding",
+            "program MiB: a device's arguments, results and temporaries, less what they share,"
+            " by XLA's plan",
+            "allocator MiB: the highest that the device's allocator reports so far in this process"
+            " (not on CPU)",
+        ]
+    )
+
+
+def row(*cells: Any) -> str:
+    """A line of the table; None is a number that there is not."""
+    widths = (14, 9, 6, 10, 10, 10, 12, 14)
+
+    def text(cell: Any) -> str:
+        if cell is None:
+            return "-"
+        return f"{cell:,.1f}" if isinstance(cell, float) else str(cell)
+
+    first, *rest = (text(cell) for cell in cells)
+    return first.ljust(widths[0]) + "".join(
+        cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)
+    )
+
+
+def main() -> None:
+    """Prints the table, line by line as the programs are measured."""
+    config = CONFIG.value
+    for what in SELECTION.value:
+        if what not in WHAT:
+            raise InputError(f"--what has {what!r}: {did_you_mean(what, WHAT)}")
+    if REPEATS.value < 0:
+        raise InputError(f"--repeats={REPEATS.value}: 0 (only compile) or more is needed")
+    if BATCH_SIZE.value is not None:
+        if BATCH_SIZE.value < 1:
+            raise InputError(f"--batch_size={BATCH_SIZE.value}: at least 1 is needed")
+        for part in (config.tokenizer, config.prior, config.sampling):
+            part.batch_size = BATCH_SIZE.value
+    mesh = make_mesh(config.mesh)
+    programs = [build_program(config, mesh, what) for what in SELECTION.value]
+
+    print(describe(config, mesh))
+    print(
+        row(
+            "program",
+            "dtype",
+            "batch",
+            "compile s",
+            "call ms",
+            "images/s",
+            "program MiB",
+            "allocator MiB",
+        )
+    )
+    for what, program in zip(SELECTION.value, programs, strict=True):
+        began = time.perf_counter()
+        compiled = program.function.lower(*program.shapes).compile()
+        compile_seconds = time.perf_counter() - began
+        milliseconds = speed = None
+        if REPEATS.value:
+            seconds = seconds_per_call(compiled, program, REPEATS.value)
+            milliseconds, speed = 1e3 * seconds, program.batch_size / seconds
+        measured = (compile_seconds, milliseconds, speed, program_memory(compiled))
+        print(
+            row(what, program.dtype, program.batch_size, *measured, allocated_memory()), flush=True
+        )
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,113 @@
+"""Every experiment builds, full-size ones as shapes only, and says how large it is."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from vqjax.errors import InputError
+from vqjax.training import loop
+from vqjax.training.experiment import build_stage, stage_names
+from vqjax.training.sharding import make_mesh
+
+FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
+ARGUMENTS = {
+    "openmoji_effvqgan": ["", "res=64,f=8", "res=128,f=16,size=base"],
+    "ffhq_effvqgan": ["", "f=8"],
+}
+
+
+def load(name, arg=""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def parameters(stage):
+    shapes = jax.eval_shape(stage.init_variables, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes["params"]))
+
+
+def one_device():
+    return make_mesh({"data": 1}, jax.devices()[:1])
+
+
+def test_every_config_is_tested():
+    assert set(FILES) == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, args in ARGUMENTS.items() for a in args])
+def test_both_stages_build(name, arg, tmp_path):
+    """And what a workdir stores of the config is the config."""
+    config = load(name, arg)
+    for stage_name in stage_names(config):
+        assert parameters(build_stage(config, stage_name, tmp_path, 10)) > 0
+    stored = ConfigDict(json.loads(config.to_json()))
+    assert json.loads(stored.to_json()) == json.loads(config.to_json())
+    stages = [build_stage(c, "prior", tmp_path, 10) for c in (config, stored)]
+    assert stages[0].model == stages[1].model
+    assert stages[0].tokenizer == stages[1].tokenizer
+
+
+@pytest.mark.parametrize("f", [16, 8])
+def test_parameters_of_the_docstring(f, tmp_path):
+    """Paper 000: the prior has 185 M parameters."""
+    config = load("ffhq_effvqgan", f"f={f}")
+    docstring = importlib.import_module("configs.ffhq_effvqgan").__doc__
+    row = re.search(rf"f = {f} +([\d,]+) +([\d,]+)$", docstring, re.MULTILINE)
+    said = [int(number.replace(",", "")) for number in row.groups()]
+    counted = [parameters(build_stage(config, s, tmp_path, 1)) for s in ("tokenizer", "prior")]
+    assert said == counted
+    assert counted[1] == pytest.approx(185e6, rel=0.01)
+
+
+@pytest.mark.parametrize("f", [16, 8])
+def test_full_size_train_steps_as_shapes(f, tmp_path):
+    config = load("ffhq_effvqgan", f"f={f}")
+    mesh = one_device()
+    for name in ("tokenizer", "prior"):
+        stage = build_stage(config, name, tmp_path, 1)
+        state = loop.abstract_state(stage, mesh)
+        batch = loop.batch_shapes(config[name].batch_size, 256, mesh)
+        after, metrics = jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), *batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), state
+        )
+        assert all(x.shape == () for x in metrics.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokenizer", "prior"])
+@pytest.mark.parametrize("f", [16, 8])
+def test_full_size_train_step(f, name, tmp_path):
+    """For real, of one image."""
+    config = load("ffhq_effvqgan", f"f={f}")
+    config[name].batch_size = 1
+    mesh = one_device()
+    stage = build_stage(config, name, tmp_path, 1)
+    state = jax.jit(stage.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    frozen = jax.tree.map(
+        lambda x: rng.normal(0, 0.05, x.shape).astype(x.dtype), stage.frozen_shapes()
+    )
+    images = rng.integers(0, 256, (1, 256, 256, 3), np.uint8)
+    before = jax.tree.leaves(state.generator.params)[0].copy()
+    step = loop.compile_train_step(stage, mesh)
+    for _ in range(2):
+        state, metrics = step(state, frozen, images, np.zeros(1, np.int32))
+        assert all(np.isfinite(x) for x in jax.tree.leaves(metrics)), metrics
+    assert int(state.step) == 2
+    assert not np.array_equal(before, jax.tree.leaves(state.generator.params)[0])
+
+
+def test_wrong_arguments():
+    with pytest.raises(InputError, match="did you mean 'res'"):
+        load("openmoji_effvqgan", "reso=64")
+    with pytest.raises(InputError, match="f takes a value of type int"):
+        load("ffhq_effvqgan", "f=large")
+    with pytest.raises(InputError, match="f=4: valid: 16, 8"):
+        load("ffhq_effvqgan", "f=4")

@@ -1,0 +1,339 @@
+"""Efficient-VQGAN's tokenizer: shapes and sizes of the paper, locality, and tokens that decode."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax.errors import InputError
+from vqjax.quantizers import VectorQuantizer
+from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
+from vqjax.tokens import Tokens
+
+# Widths and depths of each downsampling factor at full size.
+FULL = {
+    4: ((128,), (6,)),
+    8: ((128, 256), (2, 6)),
+    16: ((128, 256, 512), (2, 2, 6)),
+    32: ((128, 256, 512, 512), (2, 2, 2, 6)),
+}
+
+
+def tiny(**fields):
+    """One merging, a shifted window in every level, f = 4."""
+    quantizer = VectorQuantizer(32, 4, **fields.pop("quantizer", {}))
+    defaults = {
+        "patch_size": 2,
+        "widths": (8, 16),
+        "depths": (1, 2),
+        "head_dim": 4,
+        "window": 4,
+        "mlp_ratio": 2,
+    }
+    return EfficientVQGAN(quantizer, **{**defaults, **fields})
+
+
+def random_images(height, width, batch=1, seed=0):
+    values = np.random.default_rng(seed).uniform(-1, 1, (batch, height, width, 3))
+    return jnp.asarray(values, jnp.float32)
+
+
+@functools.cache
+def variables_of(model, seed=0):
+    """Parameters so large that codes vary; nothing is compiled for them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), random_images(32, 32))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, p):
+        name = path[-1].key
+        if name in ("code_count", "started"):
+            return jnp.ones(p.shape, p.dtype)
+        if name in ("bias", "scale"):
+            return jnp.asarray((name == "scale") + rng.normal(0, 0.2, p.shape), p.dtype)
+        scale = 1.0 if name in ("codebook", "code_sum") else 1.5 * math.prod(p.shape[:-1]) ** -0.5
+        return jnp.asarray(rng.normal(0, scale, p.shape), p.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def jitted(model, method="__call__"):
+    return jax.jit(functools.partial(model.apply, variables_of(model), method=method))
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("f", FULL)
+def test_grids_and_images_of_the_full_size(f):
+    model = EfficientVQGAN(VectorQuantizer(), widths=FULL[f][0], depths=FULL[f][1])
+    images = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+
+    def walk(key, images):
+        (reconstructions, metrics), variables = model.init_with_output(key, images)
+        tokens = model.apply(variables, images, method="encode")
+        return reconstructions, metrics, tokens, model.apply(variables, tokens, method="decode")
+
+    reconstructions, metrics, tokens, decoded = jax.eval_shape(walk, jax.random.key(0), images)
+    side = 256 // f
+    assert model.downsampling == f and model.grid(256, 256) == tokens.grid == (side, side)
+    assert tokens.codes.shape == tokens.positions.shape == (2, side * side)
+    assert metrics["codes"].shape == (2, side, side)
+    for output in (reconstructions, decoded):
+        assert output.shape == images.shape and output.dtype == jnp.float32
+
+
+def linear(inputs, outputs, bias=True):
+    return inputs * outputs + bias * outputs
+
+
+def count_parameters(widths, depths, patch=4, head_dim=32, window=8, code_dim=256, codes=1024):
+    """Parameters of the tokenizer by the paper's description."""
+
+    def block(width):
+        attention = linear(width, 3 * width) + linear(width, width)
+        attention += (2 * window - 1) ** 2 * width // head_dim
+        return attention + linear(width, 4 * width) + linear(4 * width, width) + 2 * 2 * width
+
+    stages = sum(depth * block(width) for width, depth in zip(widths, depths, strict=True))
+    pairs = list(zip(widths, widths[1:], strict=False))
+    encoder = linear(3 * patch**2, widths[0]) + 2 * widths[0] + stages
+    encoder += sum(2 * 4 * fine + linear(4 * fine, coarse, bias=False) for fine, coarse in pairs)
+    encoder += 2 * widths[-1] + linear(widths[-1], code_dim)
+
+    half = widths[0] // 2
+    decoder = linear(code_dim, widths[-1]) + stages
+    decoder += sum(linear(coarse, 4 * fine, bias=False) + 2 * fine for fine, coarse in pairs)
+    # The patch embedding of 4 is undone by one more expanding and the nearest-neighbour doubling.
+    decoder += linear(widths[0], 4 * half, bias=False) + 2 * half
+    decoder += linear(9 * half, half) + 2 * half + linear(9 * half, 3)
+    return encoder, decoder, codes * code_dim
+
+
+@pytest.mark.parametrize(("f", "millions"), [(16, 43.75), (8, 11.03)])
+def test_parameter_counts_of_the_full_size(f, millions):
+    model = EfficientVQGAN(VectorQuantizer(), widths=FULL[f][0], depths=FULL[f][1])
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))["params"]
+    counts = {
+        part: sum(math.prod(p.shape) for p in jax.tree.leaves(params[part])) for part in params
+    }
+    encoder, decoder, codebook = count_parameters(*FULL[f])
+    assert counts == {"encoder": encoder, "decoder": decoder, "quantizer": codebook}
+    np.testing.assert_allclose(sum(counts.values()) / 1e6, millions, atol=0.005)
+    # What the adaptive weight of an adversarial loss reads.
+    assert params["decoder"]["to_pixels"]["kernel"].shape == (3, 3, 64, 3)
+
+
+def test_parameters_do_not_depend_on_the_image():
+    model = tiny()
+    shapes = [
+        jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0), random_images(*size)))
+        for size in ((4, 4), (16, 64))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("size", [(32, 16), (8, 48)])
+def test_one_set_of_weights_takes_any_grid(size):
+    model, images = tiny(), random_images(*size, batch=2)
+    reconstructions, metrics = jitted(model)(images)
+    assert reconstructions.shape == images.shape and np.all(np.isfinite(reconstructions))
+    assert metrics["codes"].shape[1:] == model.grid(*size) == (size[0] // 4, size[1] // 4)
+    assert len(np.unique(metrics["codes"])) > 8
+
+
+# Locality.
+
+
+def test_codes_of_a_window_do_not_depend_on_what_is_around_it():
+    # Blocks without a shift: a tiled image has the codes of its tile, on any grid.
+    model = tiny(depths=(1, 1))
+    tile = random_images(16, 16)
+    code_map = jitted(model, "encode")(tile).code_map
+    assert len(np.unique(code_map)) > 4
+    tiled = jitted(model, "encode")(jnp.tile(tile, (1, 2, 3, 1))).code_map
+    np.testing.assert_array_equal(tiled, jnp.tile(code_map, (1, 2, 3)))
+
+
+def influence(model, images, row, column):
+    """Whether each pixel of the image moves one pixel of the reconstruction."""
+
+    @jax.jit
+    def gradient(images):
+        return jax.grad(
+            lambda x: jnp.sum(model.apply(variables_of(model), x)[0][0, row, column] ** 2)
+        )(images)
+
+    return np.any(gradient(images)[0] != 0, axis=-1)
+
+
+def test_a_pixel_depends_on_its_own_window_without_shifts():
+    model = tiny(widths=(8,), depths=(1,))
+    seen = influence(model, random_images(24, 32), 11, 20)
+    # Windows of 4 cells of 2 pixels; the two convolutions reach 2 pixels, not past the window.
+    expected = np.zeros((24, 32), bool)
+    expected[8:16, 16:24] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_a_pixel_depends_on_a_bounded_neighbourhood():
+    seen = influence(tiny(), random_images(16, 192), 8, 96)
+    reach = np.abs(np.flatnonzero(seen.any(0)) - 96)
+    # A block reaches 3 cells; per side of the codes, one of 2 pixels and two of 4; the cells
+    # themselves 2 and 4; the tail 2 pixels.
+    bound = 2 * (3 * 2 + 2 * 3 * 4 + 2 + 4) + 2
+    assert 16 < reach.max() <= bound < 96, reach.max()
+
+
+def test_tokens_far_away_leave_the_image_as_it_is():
+    model, rng = tiny(), np.random.default_rng(0)
+    codes = rng.integers(0, 32, (1, 4, 48))
+    changed = codes.copy()
+    changed[:, :, 24:] = rng.integers(0, 32, (1, 4, 24))
+    one, other = (jitted(model, "decode")(Tokens.dense(jnp.asarray(c))) for c in (codes, changed))
+    # Shifted windows end 2 cells of 4 pixels before the change, the expanded level's windows there
+    # too; the tail's two convolutions take 2 pixels more.
+    left = 4 * (24 - 4) - 2
+    np.testing.assert_allclose(one[:, :, :left], other[:, :, :left], atol=1e-6)
+    assert np.abs(one - other)[:, :, 4 * 24 :].max() > 0.1
+
+
+# Tokens.
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [{}, {"latent_norm": "layer"}, {"latent_norm": "l2"}, {"update": "ema"}],
+    ids=lambda fields: "-".join(fields.values()) or "plain",
+)
+def test_decoding_the_tokens_gives_the_reconstruction(quantizer):
+    model = tiny(widths=(8,), depths=(1,), quantizer=quantizer)
+    images = random_images(16, 32, batch=2)
+
+    @jax.jit
+    def run(images):
+        apply = functools.partial(model.apply, variables_of(model))
+        tokens = apply(images, method="encode")
+        return *apply(images), tokens, apply(tokens, method="decode")
+
+    reconstructions, metrics, tokens, decoded = run(images)
+    np.testing.assert_array_equal(tokens.code_map, metrics["codes"])
+    assert len(np.unique(tokens.codes)) > 4
+    np.testing.assert_allclose(decoded, reconstructions, rtol=1e-3, atol=1e-4)
+
+
+def test_every_parameter_learns():
+    model, images = tiny(depths=(1, 1)), random_images(32, 32)
+
+    @jax.jit
+    def gradient(variables):
+        def loss(variables):
+            reconstructions, metrics = model.apply(variables, images, train=True)
+            return jnp.mean((reconstructions - images) ** 2) + metrics["vq_loss"]
+
+        return jax.grad(loss)(variables)
+
+    for path, leaf in jax.tree.leaves_with_path(gradient(variables_of(model))["params"]):
+        assert np.all(np.isfinite(leaf)) and np.any(leaf), jax.tree_util.keystr(path)
+
+
+def test_bfloat16_keeps_parameters_pixels_and_losses_in_float32():
+    model = tiny(dtype="bfloat16", remat=True)
+    (images, metrics), variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), random_images(16, 16)
+    )
+    assert images.dtype == metrics["vq_loss"].dtype == jnp.float32
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_dense_tokens_are_in_raster_order():
+    code_map = jnp.arange(12).reshape(1, 3, 4) + 5
+    tokens = Tokens.dense(jnp.tile(code_map, (2, 1, 1)))
+    assert tokens.grid == (3, 4)
+    np.testing.assert_array_equal(tokens.codes[1], np.arange(12) + 5)
+    np.testing.assert_array_equal(tokens.positions[1], np.arange(12))
+    np.testing.assert_array_equal(tokens.code_map[0], code_map[0])
+
+
+def test_tokens_are_a_pytree_with_a_static_grid():
+    tokens = Tokens.dense(jnp.zeros((2, 3, 4), jnp.int32))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tokens)]
+    assert paths == [".codes", ".positions"]
+    shapes = jax.eval_shape(lambda t: jax.tree.map(lambda x: x + 1, t), tokens)
+    assert shapes.grid == (3, 4) and shapes.codes.shape == (2, 12)
+
+
+def test_sparse_tokens_have_no_code_map():
+    tokens = Tokens(jnp.zeros((1, 5), jnp.int32), jnp.arange(5)[None], (3, 4))
+    with pytest.raises(ValueError, match="5 codes on a 3x4 grid"):
+        _ = tokens.code_map
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((30, 32), "30 pixels .* f=4 and window=4: the nearest that works is 16 or 32"),
+        # 40 pixels are 20 and 10 cells: the window divides the first alone.
+        ((32, 40), "40 pixels .* is 32 or 48"),
+        ((3, 32), "(?m)3 pixels .* is 4$"),
+        ((0, 32), "(?m)0 pixels .* is 4$"),
+    ],
+)
+def test_a_resolution_that_does_not_fit_names_the_nearest(size, message):
+    model = tiny()
+    with pytest.raises(InputError, match=message):
+        model.grid(*size)
+    for method in ("__call__", "encode"):
+        with pytest.raises(InputError, match=message):
+            jax.eval_shape(
+                functools.partial(model.apply, method=method),
+                variables_of(model),
+                random_images(*size),
+            )
+
+
+def test_the_nearest_resolutions_do_work_and_none_between():
+    model = tiny()
+    fitting = []
+    for side in range(1, 130):
+        try:
+            model.grid(side, 32)
+            fitting.append(side)
+        except InputError as error:
+            named = [int(word) for word in str(error).split("works is ")[1].split(" or ")]
+            assert all(model.grid(s, 32) for s in named)
+            below, above = ([s for s in named if s < side], [s for s in named if s > side])
+            assert below == fitting[-1:] and len(above) == 1 and above[0] - side <= 16
+    # Every level's map is no larger than the window of 4 cells, or a multiple of it.
+    assert fitting == [4, 8, 16, 32, 48, 64, 80, 96, 112, 128]
+
+
+def test_tokens_of_a_grid_that_does_not_fit_are_refused():
+    tokens = Tokens.dense(jnp.zeros((1, 4, 10), jnp.int32))
+    with pytest.raises(InputError, match="40 pixels .* is 32 or 48"):
+        jitted(tiny(), "decode")(tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": 3}, "patch_size=3: a power of two"),
+        ({"patch_size": 1}, "patch_size=1: a power of two"),
+        ({"patch_size": 0}, "patch_size=0: a power of two"),
+        ({"widths": (8, 16, 32)}, "one depth a width"),
+        ({"widths": (), "depths": ()}, "one depth a width"),
+        ({"widths": (8, 18)}, "width 18 is not a multiple of head_dim=4"),
+        ({"head_dim": 0}, "head_dim=0"),
+        ({"window": 0}, "window=0"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_at_once(fields, message):
+    with pytest.raises(InputError, match=message) as error:
+        tiny(**fields)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,69 @@
+"""Mask schedules and random masks against float64 arithmetic and their distribution."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
+
+
+def test_cosine_schedule_falls_from_one_to_zero():
+    ratio = np.linspace(0, 1, 101, dtype=np.float32)
+    fraction = np.asarray(cosine_schedule(jnp.asarray(ratio)))
+    np.testing.assert_allclose(fraction, np.cos(np.pi / 2 * ratio.astype(np.float64)), atol=1e-6)
+    assert fraction[0] == 1 and fraction.min() >= 0
+    assert (np.diff(fraction) < 0).all()
+
+
+def test_mask_count_is_rounded_up():
+    ratio = np.random.default_rng(0).uniform(size=(2000,))
+    total = np.random.default_rng(1).integers(1, 257, size=(2000,))
+    exact = np.cos(np.pi / 2 * ratio) * total
+    # Nearer to an integer than float32 can tell, either neighbour is right.
+    clear = np.abs(exact - np.round(exact)) > 1e-3
+    assert clear.mean() > 0.9
+    count = mask_count(cosine_schedule(jnp.asarray(ratio, jnp.float32)), jnp.asarray(total))
+    np.testing.assert_array_equal(np.asarray(count)[clear], np.ceil(exact)[clear])
+
+
+@pytest.mark.parametrize("total", [1, 3, 9, 36, 49, 64, 256])
+def test_mask_count_of_whole_numbers_is_exact_in_spite_of_rounding(total):
+    count = np.arange(1, total + 1)
+    fraction = jnp.asarray(count / total, jnp.float32)
+    np.testing.assert_array_equal(mask_count(fraction, jnp.full((total,), total)), count)
+
+
+def test_mask_count_is_at_least_one_and_at_most_all():
+    fraction = jnp.array([0.0, 1e-7, 1.0])
+    np.testing.assert_array_equal(mask_count(fraction, jnp.full((3,), 64)), [1, 1, 64])
+
+
+def test_random_mask_has_exactly_count_of_the_candidates_or_all_of_them():
+    rng = np.random.default_rng(0)
+    candidates = rng.uniform(size=(50, 4, 13)) < 0.6
+    count = rng.integers(0, 14, size=(50, 4))
+    mask = np.asarray(random_mask(jax.random.key(0), jnp.asarray(candidates), jnp.asarray(count)))
+    assert not (mask & ~candidates).any()
+    np.testing.assert_array_equal(mask.sum(-1), np.minimum(count, candidates.sum(-1)))
+
+
+def test_random_mask_is_uniform_over_all_subsets():
+    candidates = np.array([1, 1, 0, 1, 1, 1, 0, 1, 0], bool)
+    draws = 12_000
+    mask = np.asarray(
+        random_mask(
+            jax.random.key(1),
+            jnp.broadcast_to(jnp.asarray(candidates), (draws, 9)),
+            jnp.full((draws,), 3),
+        )
+    )
+    subsets = list(itertools.combinations(np.flatnonzero(candidates), 3))
+    weights = 2 ** np.arange(9)
+    counts = [(mask @ weights == sum(2**i for i in subset)).sum() for subset in subsets]
+    assert len(subsets) == math.comb(6, 3) and sum(counts) == draws
+    assert scipy.stats.chisquare(counts).pvalue > 0.01

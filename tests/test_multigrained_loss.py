@@ -1,0 +1,174 @@
+"""The multi-grained prior's training masks, and its loss against a float64 oracle."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from tiny_prior import (
+    BLOCK,
+    BLOCKS,
+    CLASSES,
+    CODES,
+    FAST_COMPILE,
+    IMAGES,
+    MASK,
+    make,
+    own_cells,
+    random_codes,
+    spied_loss,
+    window_of,
+)
+
+from vqjax.tokens import Tokens
+
+# Masks of training
+
+
+@pytest.mark.parametrize(
+    ("mask_ratio", "context"),
+    [(None, "prefix"), (None, "random"), (0.25, "mixed"), (0.5, "mixed"), (1.0, "random")],
+)
+def test_masked_tokens_of_each_query_block_are_ceil_of_the_ratio(mask_ratio, context):
+    prior, variables = make()
+    call = spied_loss(prior, variables, random_codes(), mask_ratio=mask_ratio, context=context)
+    total = 0
+    for block in range(len(BLOCKS)):
+        slots, _ = own_cells(block)
+        count = (call.window[:, block, slots] == MASK).sum(-1)
+        total += count.sum()
+        if mask_ratio is None:
+            assert (count >= 1).all() and len(set(count)) > 1
+        else:
+            np.testing.assert_array_equal(count, np.ceil(mask_ratio * len(slots)))
+    assert float(call.metrics["predicted_tokens"]) == total
+
+
+def many_draws(prior, variables, draws, **options):
+    """Windows and hidden blocks of the global map, with the images of all draws in one axis."""
+    window, hidden = [], []
+    mask = jnp.full((BLOCK**2,), MASK, jnp.int32)
+    masked_token = prior.apply(variables, mask, method="block_tokens")
+    for seed in range(draws):
+        call = spied_loss(prior, variables, random_codes(), seed=seed, **options)
+        window.append(call.window)
+        hidden.append(np.isclose(call.block_tokens, masked_token, atol=1e-4).all(-1))
+    return np.concatenate(window), np.concatenate(hidden)
+
+
+def test_drawn_mask_ratios_follow_the_cosine_schedule():
+    prior, variables = make()
+    window, hidden = many_draws(prior, variables, 50, context="random")
+    # The first block is whole: 9 tokens.
+    slots, _ = own_cells(0)
+    count = (window[:, 0, slots] == MASK).sum(-1)
+    r = (np.arange(100_000) + 0.5) / 100_000
+    exact = np.bincount(np.ceil(np.cos(np.pi / 2 * r) * 9).astype(int), minlength=10)[1:] / len(r)
+    observed = np.bincount(count, minlength=10)[1:]
+    assert scipy.stats.chisquare(observed, exact * len(count)).pvalue > 0.01
+    # The halo is masked at the rate of its own block, blocks of the map at another.
+    halo = [i for i, _, _, own in window_of(0) if not own]
+    halo_rate = (window[:, 0, halo] == MASK).mean(-1)
+    np.testing.assert_allclose(halo_rate.mean(), 2 / np.pi, atol=0.03)
+    assert np.corrcoef(count, halo_rate)[0, 1] > 0.8
+    block_rate = hidden[:, 0, 1:].mean(-1)
+    np.testing.assert_allclose(block_rate.mean(), 2 / np.pi, atol=0.04)
+    assert abs(np.corrcoef(count, block_rate)[0, 1]) < 0.12
+
+
+def test_mixed_contexts_are_half_prefix_half_random_drawn_per_query_block():
+    prior, variables = make()
+    window, hidden = many_draws(prior, variables, 20, mask_ratio=1.0)
+    # At ratio 1 a random context hides everything, a prefix shows all earlier blocks.
+    prefix = ~hidden[:, :, 0]
+    for block in range(1, len(BLOCKS)):
+        for other in range(len(BLOCKS)):
+            expected = prefix[:, block] if other < block else np.zeros(len(hidden), bool)
+            if other != block:
+                np.testing.assert_array_equal(~hidden[:, block, other], expected)
+        for slot, row, column, own in window_of(block):
+            earlier = (row // BLOCK) * 3 + column // BLOCK < block and not own
+            shown = prefix[:, block] if earlier else np.zeros(len(hidden), bool)
+            np.testing.assert_array_equal(window[:, block, slot] != MASK, shown)
+    count = prefix[:, 1:].sum(1)
+    observed = np.bincount(count, minlength=6)
+    exact = scipy.stats.binom.pmf(np.arange(6), 5, 0.5)
+    assert scipy.stats.chisquare(observed, exact * len(count)).pvalue > 0.01
+
+
+# The loss
+
+
+@pytest.mark.parametrize(
+    ("drawn", "train", "smoothing"), [(None, True, 0.1), (2, False, 0.0), (2, True, 0.1)]
+)
+def test_loss_is_the_mean_cross_entropy_of_exactly_the_masked_query_tokens(drawn, train, smoothing):
+    prior, variables = make(query_blocks_per_image=drawn)
+    codes = random_codes()
+    valid = np.random.default_rng(0).uniform(size=IMAGES) < 0.5
+    call = spied_loss(prior, variables, codes, context="random", train=train, valid=valid)
+    queries = drawn if train and drawn else len(BLOCKS)
+    assert call.query.shape == (IMAGES, queries)
+
+    nats, hits = [], []
+    for image, s in itertools.product(np.flatnonzero(valid), range(queries)):
+        block = call.query[image, s]
+        for slot, row, column, own in window_of(block):
+            if not own or call.window[image, s, slot] != MASK:
+                continue
+            logits = call.logits[image, s].astype(np.float64)
+            top, left = BLOCKS[block]
+            log_p = scipy.special.log_softmax(logits[(row - top) * BLOCK + column - left])
+            target = np.full(CODES, smoothing / CODES)
+            target[codes[image, row, column]] += 1 - smoothing
+            nats.append(-(target * log_p).sum())
+            hits.append(log_p.argmax() == codes[image, row, column])
+    assert float(call.metrics["predicted_tokens"]) == len(nats)
+    np.testing.assert_allclose(call.loss, np.mean(nats), rtol=1e-5)
+    np.testing.assert_allclose(call.metrics["accuracy"], np.mean(hits), rtol=1e-5)
+
+
+def test_a_batch_without_valid_images_predicts_nothing():
+    prior, variables = make()
+    call = spied_loss(
+        prior, variables, random_codes(), context="random", valid=np.zeros(IMAGES, bool)
+    )
+    assert call.loss == 0 and float(call.metrics["predicted_tokens"]) == 0
+
+
+def test_drawn_query_blocks_are_uniform_and_leave_the_loss_unbiased():
+    # With these the masks do not depend on the key, so the draw of blocks is all that varies.
+    options = {"mask_ratio": 1.0, "context": "prefix"}
+    codes = np.repeat(random_codes()[:1], 1500, axis=0)
+    prior, variables = make(query_blocks_per_image=2)
+    call = spied_loss(prior, variables, codes, **options)
+    pairs = [tuple(sorted(pair)) for pair in call.query.tolist()]
+    counts = [pairs.count(pair) for pair in itertools.combinations(range(len(BLOCKS)), 2)]
+    assert sum(counts) == len(codes)  # two different blocks in every image
+    assert scipy.stats.chisquare(counts).pvalue > 0.01
+
+    every, _ = make()
+    whole = spied_loss(every, variables, codes[:1], **options)
+    nats = call.loss * float(call.metrics["predicted_tokens"]) / len(codes)
+    nats_of_all = whole.loss * float(whole.metrics["predicted_tokens"])
+    np.testing.assert_allclose(nats, nats_of_all * 2 / len(BLOCKS), rtol=0.03)
+    np.testing.assert_allclose(call.loss, whole.loss, rtol=0.03)
+
+
+def test_the_loss_has_a_finite_gradient_for_every_parameter():
+    prior, variables = make(num_classes=CLASSES)
+    tokens = Tokens.dense(jnp.asarray(random_codes()))
+    # The padding id is a key that nobody sees: every other row of the table counts.
+    condition = jnp.arange(IMAGES, dtype=jnp.int32)[:, None] % (CLASSES + 1)
+
+    def loss(variables):
+        rngs = {"mask": jax.random.key(0)}
+        return prior.apply(variables, tokens, condition, False, method="loss", rngs=rngs)[0]
+
+    gradient = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path

@@ -1,0 +1,80 @@
+"""The full-size training steps, compiled for a TPU slice without having one; needs libtpu.
+
+    pytest -m slow -s tests/test_tpu_compile.py
+
+prints what each takes of a chip's memory. A step is minutes of work for two cores.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+CHIP_GIB = 16  # of a v5e
+
+# A process of its own, since libtpu reads these when it is loaded.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+COMPILE = """
+import json, pathlib, sys, time
+from jax.experimental import topologies
+from configs import ffhq_effvqgan
+from vqjax.training.experiment import build_stage
+from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
+from vqjax.training.sharding import make_mesh
+
+arg, name = sys.argv[1:]
+slice_ = topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu")
+config = ffhq_effvqgan.get_config(arg)
+mesh = make_mesh(config.mesh, slice_.devices)
+stage = build_stage(config, name, pathlib.Path(), 1)
+began = time.monotonic()
+compiled = compile_train_step(stage, mesh).lower(
+    abstract_state(stage, mesh),
+    placed(stage.frozen_shapes(), mesh),
+    *batch_shapes(stage.config.batch_size, config.data.resolution, mesh),
+).compile()
+plan = compiled.memory_analysis()
+print(json.dumps({
+    "chips": mesh.size,
+    "batch": stage.config.batch_size,
+    "compile s": time.monotonic() - began,
+    "arguments GiB": plan.argument_size_in_bytes / 2**30,
+    "results besides GiB": (plan.output_size_in_bytes - plan.alias_size_in_bytes) / 2**30,
+    "temporaries GiB": plan.temp_size_in_bytes / 2**30,
+    "code GiB": plan.generated_code_size_in_bytes / 2**30,
+    "TFLOP a chip": compiled.cost_analysis()["flops"] / 1e12,
+}))
+"""
+
+
+@pytest.mark.parametrize("arg", ["f=16", "f=8"])
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_step_fits_a_chip(arg, stage, capsys):
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("no libtpu: pip install -e '.[tpu]'")
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILE, arg, stage],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    found = json.loads(process.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(f"\nffhq_effvqgan:{arg} {stage}:", {k: round(v, 2) for k, v in found.items()})
+    memory = [value for name, value in found.items() if name.endswith("GiB")]
+    assert found["chips"] == 8
+    assert 0 < sum(memory) < CHIP_GIB

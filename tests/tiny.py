@@ -1,0 +1,165 @@
+"""A config small enough for tests: --config=tests/tiny.py:path=<folder of images>."""
+
+import atexit
+import dataclasses
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import common
+from vqjax.data import build_source
+from vqjax.training.checkpoints import Checkpointer
+from vqjax.training.experiment import build_stage
+from vqjax.training.loop import abstract_state, train_stage
+from vqjax.training.sharding import make_mesh
+from vqjax.training.stage import Stage
+from vqjax.training.state import State
+from vqjax.training.workdir import write_class_names, write_config
+
+CLASSES = ("checks", "discs", "stripes")
+TRAIN_IMAGES, VALIDATION_IMAGES = 24, 7
+
+
+def write_images(folder: Path, side: int = 16) -> Path:
+    """A folder of coloured patterns, `train` and `validation`, with a sub-folder a class."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side]
+    for split, count in (("train", TRAIN_IMAGES), ("validation", VALIDATION_IMAGES)):
+        for i in range(count):
+            label = i % len(CLASSES)
+            shift = rng.integers(side)
+            pattern = [
+                (x + shift) // 4 % 2 == y // 4 % 2,
+                (x - side / 2) ** 2 + (y - shift) ** 2 < side * 2,
+                (x + y + shift) % 8 < 4,
+            ][label]
+            colours = rng.integers(0, 256, (2, 3), np.uint8)
+            file = folder / split / CLASSES[label] / f"{i:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(pattern[..., None], *colours)).save(file)
+    return folder
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Both stages: one merging, shifted windows, a halo, several query blocks; 4x4 latents."""
+    args = common.parse_arg(arg, path="", steps=12)
+    config = common.get_config()
+    config.data.source = ConfigDict(
+        {
+            "name": "folder",
+            "path": args.path,
+            "train_folder": "train",
+            "validation_folder": "validation",
+        }
+    )
+    config.data.resolution = 16
+    config.data.workers = 0
+
+    config.tokenizer.model = ConfigDict(
+        {
+            "name": "efficient_vqgan",
+            "patch_size": 2,
+            "widths": (16, 32),
+            "depths": (1, 2),
+            "head_dim": 16,
+            "window": 2,
+            "dtype": "float32",
+            "quantizer": {
+                "num_codes": 32,
+                "code_dim": 8,
+                "update": "ema",
+                "latent_norm": "layer",
+                "restart_below": 0.1,
+            },
+        }
+    )
+    config.tokenizer.loss.perceptual = 0.0
+    config.prior.model = ConfigDict(
+        {
+            "name": "multigrained",
+            "conditional": True,
+            "dim": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "embed_dim": 8,
+            "block_size": 2,
+            "halo": 1,
+            "query_blocks_per_image": 2,
+            "scan": True,
+            "dtype": "float32",
+        }
+    )
+    for name in ("tokenizer", "prior"):
+        stage = config[name]
+        stage.batch_size = 8
+        stage.steps = args.steps
+        stage.optimizer.learning_rate = 3e-3
+        stage.optimizer.warmup_steps = 2
+        stage.ema_decay = 0.9
+        stage.log_every = 2
+        stage.eval_every = 6
+        stage.checkpoint_every = 3
+    config.sampling.steps = 2
+    config.sampling.num_images = 4
+    return config
+
+
+def make_stage(config: ConfigDict, name: str, workdir: Path) -> Stage:
+    """A stage as train.py makes it."""
+    return build_stage(config, name, workdir, len(CLASSES))
+
+
+def train(config: ConfigDict, name: str, workdir: Path, stage: Stage | None = None) -> None:
+    """Trains one stage as train.py does, on one device."""
+    write_config(config, workdir)
+    write_class_names(workdir, CLASSES)
+    sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
+    stage = stage or make_stage(config, name, workdir)
+    train_stage(stage, config.data, one_device(), workdir / name, *sources)
+
+
+def one_device() -> Mesh:
+    """A mesh that does not depend on how many devices are simulated."""
+    return make_mesh({"data": 1}, jax.devices()[:1])
+
+
+def final_state(config: ConfigDict, name: str, workdir: Path) -> State:
+    """The newest checkpoint of a stage."""
+    shapes = abstract_state(make_stage(config, name, workdir), one_device())
+    checkpointer = Checkpointer(workdir / name / "checkpoints", read_only=True)
+    state, _ = checkpointer.restore(shapes)
+    checkpointer.close()
+    return state
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished run of both stages that nobody may write to."""
+
+    config: ConfigDict
+    workdir: Path
+    tokenizer_files: dict[str, bytes]  # before the prior was trained
+
+
+@functools.cache
+def finished_run() -> Run:
+    """Both stages trained without a break, once for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="vqjax-test-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = get_config(f"path={write_images(folder / 'images')}")
+    train(config, "tokenizer", folder / "run")
+    tokenizer_files = contents(folder / "run" / "tokenizer")
+    train(config, "prior", folder / "run")
+    return Run(config, folder / "run", tokenizer_files)

@@ -1,0 +1,170 @@
+"""A tiny multi-grained prior with partial blocks, its loss watched, and its sampling schedule."""
+
+import functools
+import math
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.samplers.blockwise import BlockwiseSampling
+from vqjax.tokens import Tokens
+
+# 2 x 3 blocks, those at the lower and right border partial.
+GRID, BLOCK, HALO, CODES, CLASSES = (5, 7), 3, 1, 11, 5
+SIDE = BLOCK + 2 * HALO
+BLOCKS = [(top, left) for top in (0, 3) for left in (0, 3, 6)]
+MASK, NULL, PADDING = CODES, CLASSES, CLASSES + 1
+IMAGES = 16
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def window_of(block):
+    """(slot in the window, row, column, own cell of the block) of the cells inside the grid."""
+    top, left = BLOCKS[block]
+    cells = [(i, top - HALO + i // SIDE, left - HALO + i % SIDE) for i in range(SIDE**2)]
+    return [
+        (i, row, column, (row // BLOCK, column // BLOCK) == (top // BLOCK, left // BLOCK))
+        for i, row, column in cells
+        if 0 <= row < GRID[0] and 0 <= column < GRID[1]
+    ]
+
+
+def own_cells(block):
+    """(slot in the window, flat cell of the grid) of a block's cells, in raster order."""
+    return np.array([(i, r * GRID[1] + c) for i, r, c, own in window_of(block) if own]).T
+
+
+@functools.cache
+def make(**fields):
+    """A tiny prior, and variables large enough for every dependence to show."""
+    fields = {
+        "num_codes": CODES,
+        "grid": GRID,
+        "dim": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "embed_dim": 4,
+        "block_size": BLOCK,
+        "halo": HALO,
+        "dropout": 0.0,
+        **fields,
+    }
+    prior = MultiGrainedPrior(**fields)
+    rng = np.random.default_rng(0)
+
+    def fill(path, p):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(mean, 0.4, p.shape), jnp.float32)
+
+    return prior, jax.tree_util.tree_map_with_path(fill, shapes_of(prior))
+
+
+def shapes_of(prior):
+    tokens = Tokens.dense(jnp.zeros((1, *prior.grid), jnp.int32))
+    condition = jnp.zeros((1, 1 if prior.num_classes else 0), jnp.int32)
+    keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+    return jax.eval_shape(lambda: prior.init(keys, tokens, condition, False, method="loss"))
+
+
+def random_codes(seed=0):
+    return np.random.default_rng(seed).integers(0, CODES, (IMAGES, *GRID)).astype(np.int32)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("prior", "train", "mask_ratio", "context"),
+    compiler_options=FAST_COMPILE,
+)
+def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_ratio, context):
+    calls = []
+
+    def record(call, args, kwargs, where):
+        out = call(*args, **kwargs)
+        if isinstance(where.module, MultiGrainedPrior) and where.method_name == "__call__":
+            calls.append((*args[:3], out))
+        return out
+
+    with nn.intercept_methods(record):
+        loss, metrics = prior.apply(
+            variables,
+            Tokens.dense(codes),
+            condition,
+            train,
+            mask_ratio=mask_ratio,
+            context=context,
+            valid=valid,
+            method="loss",
+            rngs={"mask": key},
+        )
+    return loss, metrics, calls
+
+
+def spied_loss(
+    prior, variables, codes, *, seed=0, train=True, mask_ratio=None, context="mixed", valid=None
+):
+    """`loss`, and what its forward pass was given and gave, with axes (image, query block)."""
+    codes = jnp.asarray(codes)
+    valid = jnp.ones(len(codes), bool) if valid is None else jnp.asarray(valid)
+    loss, metrics, calls = _spied_loss(
+        prior,
+        variables,
+        codes,
+        jnp.zeros((len(codes), 0), jnp.int32),
+        jax.random.key(seed),
+        valid,
+        train=train,
+        mask_ratio=mask_ratio,
+        context=context,
+    )
+    assert len(calls) == 1
+    window, query, block_tokens, logits = (
+        np.asarray(x).reshape(len(codes), -1, *x.shape[1:]) for x in calls[0]
+    )
+    return SimpleNamespace(
+        loss=float(loss),
+        metrics=metrics,
+        window=window,
+        query=query,
+        block_tokens=block_tokens,
+        logits=logits,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("prior", "grid", "train"), compiler_options=FAST_COMPILE
+)
+def _forward(prior, variables, inputs, grid, train, dropout):
+    return prior.apply(variables, *inputs, grid, train, rngs={"dropout": dropout})
+
+
+def forward(prior, variables, *inputs, grid=GRID, train=False, seed=0):
+    inputs = [jnp.asarray(x, x.dtype) for x in inputs]
+    key = jax.random.key(seed)
+    return np.asarray(_forward(prior, variables, inputs, grid, train, key))
+
+
+def forward_inputs(prior, seed=0):
+    """A row for every query block: random windows with masked cells, random global tokens."""
+    rng = np.random.default_rng(seed)
+    window = rng.integers(0, CODES + 1, (len(BLOCKS), SIDE**2)).astype(np.int32)
+    block_tokens = rng.normal(size=(len(BLOCKS), len(BLOCKS), prior.dim)).astype(np.float32)
+    condition = np.zeros((len(BLOCKS), 0), np.int32)
+    return [window, np.arange(len(BLOCKS), dtype=np.int32), block_tokens, condition]
+
+
+def spec_of(**fields):
+    defaults = {"grid": GRID, "block_size": 3, "halo": 1, "mask_id": CODES}
+    return BlockwiseSampling(**{**defaults, **fields})
+
+
+def schedule(unknown, steps):
+    """How many of a block are unknown before each step and after the last, in float64."""
+    counts = [unknown]
+    for step in range(1, steps + 1):
+        planned = 0 if step == steps else math.floor(unknown * math.cos(math.pi / 2 * step / steps))
+        counts.append(max(min(planned, counts[-1] - 1), 0))
+    return counts
