@@ -228,7 +228,7 @@ def describe(config: ConfigDict, mesh: Mesh) -> str:
 
 def row(*cells: Any) -> str:
     """A line of the table; None is a number that there is not."""
-    widths = (14, 9, 6, 10, 10, 10, 12, 14)
+    widths = (14, 10, 7, 11, 10, 11, 13, 15)
 
     def text(cell: Any) -> str:
         if cell is None:

@@ -14,8 +14,8 @@ Arguments, as in `--config=...:f=8`:
 
     f       downsampling factor of the tokenizer, 16 or 8 (16)
 
-Parameters:
-
+Parameters
+----------
             tokenizer        prior
     f = 16 43,753,587  183,969,024
     f = 8  11,031,283  183,996,672
@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "quantizer": {
                 "num_codes": 1024,
                 "code_dim": 256,
-                "update": "gradient",
+                "learning": "gradient",
                 "beta": 0.25,
                 "decay": 0.99,
                 "latent_norm": "none",

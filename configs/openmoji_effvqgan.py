@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     patch_size, levels = common.one_of("f", args.f, {4: (2, 2), 8: (4, 2), 16: (4, 3)})
     width, dim, layers = common.one_of(
-        "size", args.size, {"small": (32, 192, 6), "base": (128, 512, 12)}
+        "size", args.size, {"small": (32, 128, 4), "base": (128, 512, 12)}
     )
 
     tokenizer = config.tokenizer
@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "quantizer": {
                 "num_codes": 1024,
                 "code_dim": 32,
-                "update": "ema",
+                "learning": "ema",
                 "beta": 0.25,
                 "decay": 0.99,
                 "latent_norm": "layer",
@@ -82,8 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "block_size": 4,
             "halo": 1,
             "dropout": 0.1,
-            "label_smoothing": 0.1,
-            "query_blocks_per_image": 1,
+            "label_smoothing": 0.0,
+            "query_blocks_per_image": 2,
             "scan": True,
             "remat": False,
             "dtype": "float32",
@@ -92,9 +92,9 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.batch_size = 32
     prior.steps = 1_000
     prior.optimizer.name = "adamw"
-    prior.optimizer.learning_rate = 1e-3
+    prior.optimizer.learning_rate = 2e-3
     prior.optimizer.b1 = 0.9
-    prior.optimizer.b2 = 0.96
+    prior.optimizer.b2 = 0.98
     prior.optimizer.weight_decay = 0.045
     prior.optimizer.clip_norm = 1.0
     prior.optimizer.warmup_steps = 100
@@ -102,4 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.eval_every = 500
     prior.checkpoint_every = 250
     prior.use = "best"
+
+    config.sampling.temperature = 0.85
+    config.sampling.choice_temperature = 2.0
     return config

@@ -135,5 +135,5 @@ def test_parameters_are_float32_in_bfloat16():
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="8.*3 heads"):
+    with pytest.raises(ValueError, match=r"8.*3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.ones((1, 3, 8)))

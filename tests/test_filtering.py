@@ -48,7 +48,7 @@ def test_top_k_keeps_ties_with_the_last():
     np.testing.assert_array_equal(kept, [False, True, True, True, False])
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.92, 0.98, 0.999, 1.0])
+@pytest.mark.parametrize("p", [1e-6, 0.5, 0.92, 0.999, 1.0])
 def test_top_p_equals_the_oracle(logits, p):
     expected = oracle_top_p(logits.astype(np.float64), p)
     np.testing.assert_allclose(top_p(jnp.asarray(logits), p), expected, rtol=1e-6)

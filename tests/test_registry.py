@@ -92,12 +92,12 @@ def test_tokenizer_of_a_config():
         "name": "efficient_vqgan",
         "widths": [32, 64],
         "depths": [1, 2],
-        "quantizer": {"num_codes": 16, "update": "ema"},
+        "quantizer": {"num_codes": 16, "learning": "ema"},
     }
-    expected = EfficientVQGAN(VectorQuantizer(16, update="ema"), widths=(32, 64), depths=(1, 2))
+    expected = EfficientVQGAN(VectorQuantizer(16, learning="ema"), widths=(32, 64), depths=(1, 2))
     assert build_tokenizer(config) == expected
     assert build_tokenizer(ConfigDict(config)) == expected
-    assert config["quantizer"] == {"num_codes": 16, "update": "ema"}
+    assert config["quantizer"] == {"num_codes": 16, "learning": "ema"}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_tokenizer_of_a_config():
             "config.tokenizer.model.implementation='flash': .*cudnn, xla",
         ),
         ({"quantizer": {"codes": 4}}, r"config.tokenizer.model.quantizer.codes: .*num_codes"),
-        ({"quantizer": {"update": "EMA"}}, r"quantizer.update='EMA': .*ema, gradient"),
+        ({"quantizer": {"learning": "EMA"}}, r"quantizer.learning='EMA': .*ema, gradient"),
         ({"quantizer": {"latent_norm": "layernorm"}}, r"quantizer.latent_norm.*layer, none"),
     ],
 )

@@ -144,9 +144,9 @@ def test_an_axis_no_larger_than_the_window_is_one_window_and_does_not_shift():
 
 def test_a_map_that_the_window_does_not_divide_is_refused():
     assert [fit_window(size, 4) for size in (1, 3, 4, 8, 12)] == [1, 3, 4, 4, 4]
-    with pytest.raises(ValueError, match="6 cells .* windows of 4"):
+    with pytest.raises(ValueError, match=r"6 cells .* windows of 4"):
         fit_window(6, 4)
-    with pytest.raises(ValueError, match="6 cells .* windows of 4"):
+    with pytest.raises(ValueError, match=r"6 cells .* windows of 4"):
         jax.eval_shape(
             SwinBlock(HEADS, 4, shifted=False).init, jax.random.key(0), jnp.ones((1, 8, 6, DIM))
         )

@@ -48,7 +48,7 @@ def write_images(folder: Path, side: int = 16) -> Path:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Both stages: one merging, shifted windows, a halo, several query blocks; 4x4 latents."""
+    """Both stages, on 4x4 latents: shifted windows, a halo, several query blocks."""
     args = common.parse_arg(arg, path="", steps=12)
     config = common.get_config()
     config.data.source = ConfigDict(
@@ -65,16 +65,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer.model = ConfigDict(
         {
             "name": "efficient_vqgan",
-            "patch_size": 2,
-            "widths": (16, 32),
-            "depths": (1, 2),
+            "patch_size": 4,
+            "widths": (16,),
+            "depths": (2,),
             "head_dim": 16,
             "window": 2,
             "dtype": "float32",
             "quantizer": {
                 "num_codes": 32,
                 "code_dim": 8,
-                "update": "ema",
+                "learning": "ema",
                 "latent_norm": "layer",
                 "restart_below": 0.1,
             },

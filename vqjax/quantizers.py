@@ -80,7 +80,7 @@ class VectorQuantizer(nn.Module):
     Attributes:
         num_codes: K, codes in the codebook.
         code_dim: width of a code.
-        update: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving
+        learning: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving
             average of the vectors assigned to it.
         beta: weight of the commitment loss.
         decay: of the moving averages.
@@ -92,7 +92,7 @@ class VectorQuantizer(nn.Module):
 
     num_codes: int = 1024
     code_dim: int = 256
-    update: Literal["gradient", "ema"] = "gradient"
+    learning: Literal["gradient", "ema"] = "gradient"
     beta: float = 0.25
     decay: float = 0.99
     latent_norm: Literal["none", "layer", "l2"] = "none"
@@ -108,22 +108,22 @@ class VectorQuantizer(nn.Module):
         def init_codes(key: Array) -> Array:
             return scale * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
-        if self.update == "gradient":
+        if self.learning == "gradient":
             self.codebook = self.param("codebook", init_codes)
         else:
             self.code_sum = self.variable(
                 STATE, "code_sum", lambda: init_codes(self.make_rng("params"))
             )
             self.started = self.variable(STATE, "started", lambda: jnp.zeros((), bool))
-        if self.update == "ema" or self.restart_below > 0:
+        if self.learning == "ema" or self.restart_below > 0:
             self.code_count = self.variable(STATE, "code_count", jnp.ones, (self.num_codes,))
-        if self.update == "gradient" and self.restart_below > 0:
+        if self.learning == "gradient" and self.restart_below > 0:
             self.dead = self.variable(RESTARTS, "dead", jnp.zeros, (self.num_codes,), bool)
             self.successors = self.variable(RESTARTS, "successors", jnp.zeros, shape)
 
     def codes(self) -> Float[Array, "k d"]:
         """The codebook as it is compared with the latents."""
-        if self.update == "gradient":
+        if self.learning == "gradient":
             codebook = self.codebook
         else:
             codebook = self.code_sum.value / self.code_count.value[:, None]
@@ -153,7 +153,7 @@ class VectorQuantizer(nn.Module):
         elif self.latent_norm == "l2":
             z = l2_normalize(z)
         flat = z.reshape(-1, self.code_dim)
-        if train and self.update == "ema":
+        if train and self.learning == "ema":
             self._start(flat)
 
         codebook = self.codes()
@@ -163,7 +163,7 @@ class VectorQuantizer(nn.Module):
 
         commitment = commitment_loss(z, z_q)
         loss = self.beta * commitment
-        if self.update == "gradient":
+        if self.learning == "gradient":
             loss = loss + codebook_loss(z, z_q)
         counts = count_codes(codes, self.num_codes)
         if train:
@@ -192,7 +192,7 @@ class VectorQuantizer(nn.Module):
         self, flat: Float[Array, "n d"], codes: Int[Array, "n"], counts: Float[Array, "k"]
     ) -> None:
         """Moves the averages and replaces dead codes."""
-        if self.is_initializing() or not (self.update == "ema" or self.restart_below > 0):
+        if self.is_initializing() or not (self.learning == "ema" or self.restart_below > 0):
             return
         count = ema_update(self.code_count.value, counts, self.decay)
         # A code out of use keeps its value, but its sum and count would fade to 0 / 0.
@@ -202,7 +202,7 @@ class VectorQuantizer(nn.Module):
         # Above the threshold, so that a restarted code has the time to find use.
         fresh = max(1.0, self.restart_below)
         self.code_count.value = jnp.where(dead, fresh, count)
-        if self.update == "ema":
+        if self.learning == "ema":
             # A product with one-hot rows, since accelerators multiply faster than they scatter.
             one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32)
             total = jnp.einsum("nk,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST)

@@ -200,8 +200,7 @@ class _EvaluationBatch:
         rows = {index: self._row(index) for index in set(indices)}
         chosen = [rows[index] for index in indices]
         valid = [
-            place < count and not row["broken"]
-            for place, row in zip(places, chosen, strict=True)
+            place < count and not row["broken"] for place, row in zip(places, chosen, strict=True)
         ]
         index = np.array(indices, np.int32)
         return {**_stack(chosen), "index": index, "valid": np.array(valid)}
