@@ -4,10 +4,13 @@
     python benchmarks/throughput.py --config=configs/ffhq_effvqgan.py --what=prior_step --repeats=0
 
 The second line compiles only. A program runs on the mesh of the config with fresh random weights;
-its time is the median of the repeats, after a first call that is not counted.
+its time is the median of the repeats, after a first call that is not counted. Compiling is timed
+apart, and never taken from a cache.
 """
 
 import dataclasses
+import functools
+import math
 import statistics
 import sys
 import time
@@ -24,8 +27,10 @@ from ml_collections import ConfigDict, config_flags
 
 from vqjax import commands
 from vqjax.errors import InputError
+from vqjax.priors import Prior
 from vqjax.registry import did_you_mean
 from vqjax.samplers.blockwise import sample
+from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 from vqjax.training.experiment import build_models, build_stage
 from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
@@ -36,16 +41,7 @@ from vqjax.training.stage import to_float
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
 
-WHAT = ("encode", "decode", "tokenizer_step", "prior_step", "sample")
 MIB = 2**20
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as of train.py")
-SELECTION = flags.DEFINE_list("what", list(WHAT), f"Which programs: {', '.join(WHAT)}")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Global batch of every program [the config's]"
-)
-REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls of each program; 0 only compiles")
-flags.mark_flag_as_required("config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +107,36 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
     )
 
 
-def forward(config: ConfigDict, mesh: Mesh, what: str) -> Program:
-    """The tokenizer's encode or decode, or the prior's sampling of tokens."""
-    tokenizer, prior = build_models(config, num_classes=1)
-    spec = sampling_spec(prior, prior.grid, config.sampling)
-    sharding = batch_sharding(mesh)
+def encode(config: ConfigDict, mesh: Mesh) -> Program:
+    """Bytes to tokens."""
+    tokenizer, _ = build_models(config, num_classes=1)
 
-    def encode(variables: Any, images: UInt8[Array, "b H W 3"]) -> Any:
+    def function(variables: Any, images: UInt8[Array, "b H W 3"]) -> Any:
         return tokenizer.apply(variables, to_float(images), method="encode")
 
-    def decode(variables: Any, code_map: Int[Array, "b h w"]) -> Any:
+    variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
+    images, _ = batch_shapes(config.tokenizer.batch_size, config.data.resolution, mesh)
+    return _forward(function, (variables, images), tokenizer)
+
+
+def decode(config: ConfigDict, mesh: Mesh) -> Program:
+    """Tokens to pixels."""
+    tokenizer, prior = build_models(config, num_classes=1)
+
+    def function(variables: Any, code_map: Int[Array, "b h w"]) -> Any:
         return tokenizer.apply(variables, Tokens.dense(code_map), method="decode")
 
-    def sample_tokens(variables: Any, known: Int[Array, "b n"], seed: Int[Array, ""]) -> Tokens:
+    variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
+    codes = _code_shapes((config.tokenizer.batch_size, *prior.grid), mesh)
+    return _forward(function, (variables, codes), tokenizer)
+
+
+def sample_tokens(config: ConfigDict, mesh: Mesh) -> Program:
+    """Nothing to tokens, by the sampler of the prior."""
+    _, prior = build_models(config, num_classes=1)
+    spec = sampling_spec(prior, prior.grid, config.sampling)
+
+    def function(variables: Any, known: Int[Array, "b n"], seed: Int[Array, ""]) -> Tokens:
         return sample(
             prior.apply,
             variables,
@@ -134,42 +147,43 @@ def forward(config: ConfigDict, mesh: Mesh, what: str) -> Program:
             spec,
         )
 
-    def codes(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    known = _code_shapes((config.sampling.batch_size, math.prod(prior.grid)), mesh)
+    seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    return _forward(function, (placed(prior_shapes(prior), mesh), known, seed), prior)
 
-    h, w = prior.grid
-    if what == "sample":
-        batch_size = config.sampling.batch_size
-        variables = placed(prior_shapes(prior), mesh)
-        seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-        function, inputs = sample_tokens, (codes(batch_size, h * w), seed)
-    else:
-        batch_size = config.tokenizer.batch_size
-        variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
-        images, _ = batch_shapes(batch_size, config.data.resolution, mesh)
-        function, inputs = (
-            (encode, (images,)) if what == "encode" else (decode, (codes(batch_size, h, w),))
-        )
-    shapes = (variables, *inputs)
+
+def _code_shapes(shape: tuple[int, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+
+
+def _forward(
+    function: Callable[..., Any], shapes: tuple[Any, ...], model: Tokenizer | Prior
+) -> Program:
+    """A program that uses a model: `shapes` are its variables, its batch and the rest."""
     return Program(
         jax.jit(function),
         shapes,
-        lambda: random_arrays(shapes, tokenizer.num_codes),
-        batch_size,
-        prior.dtype if what == "sample" else tokenizer.dtype,
+        lambda: random_arrays(shapes, model.num_codes),
+        shapes[1].shape[0],
+        model.dtype,
     )
 
 
-def build_program(config: ConfigDict, mesh: Mesh, what: str) -> Program:
-    """The program called `what`, one of `WHAT`.
+PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {
+    "encode": encode,
+    "decode": decode,
+    "tokenizer_step": functools.partial(train_step, name="tokenizer"),
+    "prior_step": functools.partial(train_step, name="prior"),
+    "sample": sample_tokens,
+}
 
-    Raises:
-        InputError: a config that cannot be built, or a batch that the mesh does not divide.
-    """
-    stage, step, _ = what.partition("_step")
-    program = train_step(config, mesh, stage) if step else forward(config, mesh, what)
-    process_rows(mesh, program.batch_size)
-    return program
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as of train.py")
+WHAT = flags.DEFINE_list("what", list(PROGRAMS), f"Which programs: {', '.join(PROGRAMS)}")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Global batch of every program [the config's]"
+)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls of each program; 0 only compiles")
+flags.mark_flag_as_required("config")
 
 
 def program_memory(compiled: Any) -> float:
@@ -209,7 +223,7 @@ def describe(config: ConfigDict, mesh: Mesh) -> str:
     _, prior = build_models(config, num_classes=1)
     device, resolution = mesh.devices.flat[0], config.data.resolution
     blocks = prior.layout(prior.grid).num_blocks
-    taken = prior.query_blocks_per_image or blocks
+    taken = min(prior.query_blocks_per_image or blocks, blocks)
     mesh_shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return "\n".join(
         [
@@ -243,10 +257,12 @@ def row(*cells: Any) -> str:
 
 def main() -> None:
     """Prints the table, line by line as the programs are measured."""
+    # A compile is timed, not read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = CONFIG.value
-    for what in SELECTION.value:
-        if what not in WHAT:
-            raise InputError(f"--what has {what!r}: {did_you_mean(what, WHAT)}")
+    for what in WHAT.value:
+        if what not in PROGRAMS:
+            raise InputError(f"--what has {what!r}: {did_you_mean(what, PROGRAMS)}")
     if REPEATS.value < 0:
         raise InputError(f"--repeats={REPEATS.value}: 0 (only compile) or more is needed")
     if BATCH_SIZE.value is not None:
@@ -255,7 +271,9 @@ def main() -> None:
         for part in (config.tokenizer, config.prior, config.sampling):
             part.batch_size = BATCH_SIZE.value
     mesh = make_mesh(config.mesh)
-    programs = [build_program(config, mesh, what) for what in SELECTION.value]
+    programs = [PROGRAMS[what](config, mesh) for what in WHAT.value]
+    for program in programs:
+        process_rows(mesh, program.batch_size)
 
     print(describe(config, mesh))
     print(
@@ -270,7 +288,7 @@ def main() -> None:
             "allocator MiB",
         )
     )
-    for what, program in zip(SELECTION.value, programs, strict=True):
+    for what, program in zip(WHAT.value, programs, strict=True):
         began = time.perf_counter()
         compiled = program.function.lower(*program.shapes).compile()
         compile_seconds = time.perf_counter() - began

@@ -1,6 +1,6 @@
-"""Efficient-VQGAN on FFHQ at 256x256, full size. Paper 000, sections 4.1-4.2, tables 1-3.
+r"""Efficient-VQGAN on FFHQ at 256x256, full size. Paper 000, sections 4.1-4.2, tables 1-3.
 
-    python train.py --config=configs/ffhq_effvqgan.py --workdir=runs/ffhq \\
+    python train.py --config=configs/ffhq_effvqgan.py --workdir=runs/ffhq \
         --config.data.source.path=/data/ffhq256
 
 The paper reports on FFHQ: reconstruction FID 3.38 (f = 16) and 2.72 (f = 8); FID of samples 5.28 (f
@@ -14,8 +14,8 @@ Arguments, as in `--config=...:f=8`:
 
     f       downsampling factor of the tokenizer, 16 or 8 (16)
 
-Parameters
-----------
+How many parameters that makes:
+
             tokenizer        prior
     f = 16 43,753,587  183,969,024
     f = 8  11,031,283  183,996,672

@@ -62,13 +62,13 @@ def get_config(arg: str = "") -> ConfigDict:
     tokenizer.loss.perceptual = 0.1
     tokenizer.loss.perceptual_net = "alexnet"
     tokenizer.batch_size = 16
-    tokenizer.steps = 1_200
+    tokenizer.steps = 1_000
     tokenizer.optimizer.learning_rate = 1e-3
     tokenizer.optimizer.b2 = 0.99
     tokenizer.optimizer.clip_norm = 1.0
     tokenizer.optimizer.warmup_steps = 50
-    tokenizer.eval_every = 400
-    tokenizer.checkpoint_every = 200
+    tokenizer.eval_every = 250
+    tokenizer.checkpoint_every = 250
 
     prior = config.prior
     prior.model = ConfigDict(
@@ -90,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     prior.batch_size = 32
-    prior.steps = 1_000
+    prior.steps = 700
     prior.optimizer.name = "adamw"
     prior.optimizer.learning_rate = 2e-3
     prior.optimizer.b1 = 0.9
@@ -99,8 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.optimizer.clip_norm = 1.0
     prior.optimizer.warmup_steps = 100
     prior.ema_decay = 0.99
-    prior.eval_every = 500
-    prior.checkpoint_every = 250
+    prior.eval_every = 175
+    prior.checkpoint_every = 175
     prior.use = "best"
 
     config.sampling.temperature = 0.85

@@ -60,7 +60,7 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.prior.use=bets"], "config.prior.use='bets': valid: last, best"),
         (["--config.prior.log_every=0"], "config.prior.log_every=0: at least 1 is needed"),
         (["--config.prior.ema_decay=1.0"], "config.prior.ema_decay=1.0: expected [0, 1)"),
-        (["--config.prior.model.num_heads=5"], "num_heads=5: a divisor of dim=192 is needed"),
+        (["--config.prior.model.num_heads=5"], "num_heads=5: a divisor of dim="),
         (["--config.tokenizer.model.patch_size=3"], "patch_size=3: a power of two"),
         (["--config.data.resolution=36"], "the nearest that works is 32 or 48"),
         (["--config.sampling.temperature=0.0"], "sampling temperature=0.0: above 0 is needed"),

@@ -73,7 +73,6 @@ def test_scanned_prior_compiles_in_a_minute(capsys):
             "--batch_size=8",
             "--repeats=0",
             f"--config.prior.model.scan={scan}",
-            JAX_ENABLE_COMPILATION_CACHE="0",
         )
         seconds[scan] = number(table["prior_step"]["compile s"])
     with capsys.disabled():
