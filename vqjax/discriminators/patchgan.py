@@ -1,0 +1,90 @@
+"""PatchGAN: a convolutional discriminator that judges overlapping patches.
+
+Source: pix2pix (Isola et al. 2017), sections 3.2.2 and 6.1.2; with three layers the discriminator
+of VQGAN (Esser et al. 2021).
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float, Key
+
+from vqjax.discriminators.normalization import BatchNorm
+from vqjax.errors import InputError
+from vqjax.nn.convolve import convolve
+
+
+class PatchGAN(nn.Module):
+    """4x4 convolutions with BatchNorm and leaky ReLU, and a logit for each patch.
+
+    With three layers a patch has 70x70 pixels. Under a sharded batch, BatchNorm takes the
+    statistics of the global batch.
+
+    Attributes:
+        num_layers: convolutions that halve the map, at least 1.
+        width: channels of the first; they double with each layer up to eight times as many.
+        dtype: compute dtype; parameters and logits are float32.
+    """
+
+    num_layers: int = 3
+    width: int = 64
+    dtype: str = "float32"
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    @nn.nowrap
+    def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Nothing: every parameter is trained."""
+        del key
+        return {}
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]:
+        """Logits of the patches; images in [-1, 1], `train` as in the package's contract.
+
+        Raises:
+            InputError: images too small for a single logit.
+        """
+        height, width = images.shape[1:3]
+        needed = 3 * 2**self.num_layers
+        if min(height, width) < needed:
+            raise InputError(
+                f"PatchGAN with {self.num_layers} layers was given images of {height}x{width},"
+                f" expected at least {needed}x{needed}; lower"
+                " config.tokenizer.discriminator.model.num_layers"
+            )
+        x = _Convolution(self.width, 2, True, self.dtype, name="conv0")(images)
+        x = nn.leaky_relu(x, 0.2)
+        for layer in range(1, self.num_layers + 1):
+            features = self.width * min(2**layer, 8)
+            stride = 2 if layer < self.num_layers else 1
+            x = _Convolution(features, stride, False, self.dtype, name=f"conv{layer}")(x)
+            x = BatchNorm(scale_init=_around_one, name=f"norm{layer}")(x, train)
+            x = nn.leaky_relu(x, 0.2)
+        x = _Convolution(1, 1, True, self.dtype, name="logits")(x)
+        return x.reshape(len(x), -1).astype(jnp.float32)
+
+
+class _Convolution(nn.Module):
+    """A 4x4 convolution on maps padded by one."""
+
+    features: int
+    stride: int
+    use_bias: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
+        shape = (4, 4, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        x = convolve(x, kernel, self.stride, padding=1)
+        if self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return x
+
+
+def _around_one(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    return 1 + nn.initializers.normal(0.02)(key, shape)

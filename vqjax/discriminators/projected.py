@@ -1,0 +1,164 @@
+"""Projected GAN: a discriminator on random projections of a frozen classifier's features.
+
+Source: Sauer et al. 2021, sections 3 and 4 and appendix; details as in the authors' code.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vqjax.discriminators.normalization import BatchNorm, SpectralConvolution, kaiming_uniform
+from vqjax.features.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
+
+_LAYERS = ("stride4", "stride8", "stride16", "stride32")
+
+# Side below which images are enlarged, and the coarsest stride of the features.
+_SIZE = 224
+_STRIDE = 32
+
+# Channels of the finest mixed map; each coarser one has twice as many.
+_WIDTH = 64
+
+# Channels of a head's maps, from 8x8 positions on and twice as many a side each.
+_HEAD_WIDTHS = (512, 256, 128, 64, 64, 32, 16, 8)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Four heads on EfficientNet-lite0's features, mixed at random over channels and scales.
+
+    At 224 or 256 pixels it trains 10.3 million parameters and holds 3.3 million frozen ones. Under
+    a sharded batch, BatchNorm takes the statistics of the global batch.
+
+    Attributes:
+        dtype: compute dtype; parameters and logits are float32.
+    """
+
+    dtype: str = "float32"
+
+    frozen: ClassVar[tuple[str, ...]] = ("backbone", "projection")
+
+    @nn.nowrap
+    def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """EfficientNet-lite0's published weights, and projections drawn from the key.
+
+        Raises:
+            InputError: if the weights are missing or are not the expected ones.
+        """
+        module, variables = load_efficientnet_lite("lite0")
+        backbone = {
+            name: value
+            for name, value in variables["params"].items()
+            if name not in ("head", "classifier")
+        }
+        images = jax.ShapeDtypeStruct((1, 2 * _STRIDE, 2 * _STRIDE, 3), jnp.float32)
+        features = jax.eval_shape(module.apply, {"params": backbone}, images)
+        projection = _Projection().init(
+            key, [jnp.zeros(features[layer].shape) for layer in _LAYERS]
+        )
+        return {"backbone": backbone, "projection": projection["params"]}
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]:
+        """Logits of the four heads; images in [-1, 1], `train` as in the package's contract.
+
+        Images are enlarged bilinearly to at least 224 pixels a side, and to sides that the coarsest
+        stride of 32 divides. A head halves its map until 8 positions, or the power of two nearest
+        to that, are left of the shorter side: 7x7 of 224x224 images, which gives 16 logits.
+        """
+        features = EfficientNetLite(dtype=self.dtype, name="backbone")(_enlarge(images))
+        maps = _Projection(dtype=self.dtype, name="projection")(
+            [features[layer] for layer in _LAYERS]
+        )
+        logits = [
+            _Head(dtype=self.dtype, name=f"head{index}")(x, train) for index, x in enumerate(maps)
+        ]
+        return jnp.concatenate(logits, axis=1)
+
+
+def _enlarge(images: Float[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
+    shorter = min(images.shape[1:3])
+    sides = [
+        math.ceil(side * max(shorter, _SIZE) / (shorter * _STRIDE)) * _STRIDE
+        for side in images.shape[1:3]
+    ]
+    return jax.image.resize(images, (len(images), *sides, images.shape[3]), "bilinear")
+
+
+class _Projection(nn.Module):
+    """Frozen 1x1 convolutions that mix the channels of each map and, from coarse to fine, the maps.
+
+    Source: section 3.2, cross-channel and cross-scale mixing.
+    """
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, features: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ _"]]:
+        """Maps of 64, 64, 128 and 256 channels, twice the resolution of the features."""
+        coarser: Array | float = 0.0
+        maps = []
+        for index, feature in reversed(list(enumerate(features))):
+            width = _WIDTH * 2**index
+            x = self._convolve(feature, width, f"channel_mixing{index}") + coarser
+            # The authors enlarge first: the same map at four times the cost, as interpolation and
+            # a 1x1 convolution commute.
+            x = self._convolve(x, max(width // 2, _WIDTH), f"scale_mixing{index}")
+            coarser = _double(x)
+            maps.append(coarser)
+        return maps[::-1]
+
+    def _convolve(
+        self, x: Float[Array, "b h w _"], features: int, name: str
+    ) -> Float[Array, "b h w _"]:
+        bound = x.shape[-1] ** -0.5
+        return nn.Dense(
+            features,
+            kernel_init=kaiming_uniform,
+            bias_init=lambda key, shape, dtype: jax.random.uniform(
+                key, shape, dtype, -bound, bound
+            ),
+            dtype=self.dtype,
+            name=name,
+        )(x)
+
+
+def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
+    """Twice the resolution, bilinearly, the corners staying where they are."""
+    batch, height, width, channels = x.shape
+    scale = jnp.array([(2 * side - 1) / (side - 1) for side in (height, width)])
+    return jax.image.scale_and_translate(
+        x,
+        (batch, 2 * height, 2 * width, channels),
+        spatial_dims=(1, 2),
+        scale=scale,
+        # Pixels' centres are at halves.
+        translation=(1 - scale) / 2,
+        method="linear",
+        antialias=False,
+    )
+
+
+class _Head(nn.Module):
+    """Halves a map down to about 8x8 positions, and gives a logit for each 4x4 of those."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b n"]:
+        halvings = max(0, round(math.log2(min(x.shape[1:3]) / 8)))
+        for index in range(halvings):
+            x = SpectralConvolution(
+                _HEAD_WIDTHS[halvings - 1 - index],
+                4,
+                stride=2,
+                padding=1,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )(x, train)
+            x = nn.leaky_relu(BatchNorm(name=f"norm{index}")(x, train), 0.2)
+        x = SpectralConvolution(1, 4, dtype=self.dtype, name="logits")(x, train)
+        return x.reshape(len(x), -1).astype(jnp.float32)
