@@ -125,7 +125,7 @@ def test_parameter_counts_of_the_full_size(f, millions):
     assert counts == {"encoder": encoder, "decoder": decoder, "quantizer": codebook}
     np.testing.assert_allclose(sum(counts.values()) / 1e6, millions, atol=0.005)
     # What the adaptive weight of an adversarial loss reads.
-    assert params["decoder"]["to_pixels"]["kernel"].shape == (3, 3, 64, 3)
+    assert params["last_convolution"]["kernel"].shape == (3, 3, 64, 3)
 
 
 def test_parameters_do_not_depend_on_the_image():

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 from vqjax import registry
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
+from vqjax.tokenizers.vqgan import VQGAN
 
-TOKENIZERS = {"efficient_vqgan": EfficientVQGAN}
-Tokenizer = EfficientVQGAN
+Tokenizer = EfficientVQGAN | VQGAN
+TOKENIZERS: dict[str, type[Tokenizer]] = {"efficient_vqgan": EfficientVQGAN, "vqgan": VQGAN}
 
 
 def build_tokenizer(config: Mapping[str, Any] | ConfigDict) -> Tokenizer:

@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Literal
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vqjax.errors import InputError
 from vqjax.nn.attention import Implementation
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
-from vqjax.quantizers import VectorQuantizer
-from vqjax.tokens import Tokens
+from vqjax.tokenizers.dense import DenseTokenizer
+from vqjax.tokenizers.tiling import Tiling, swin_halo
 
 
 class Encoder(nn.Module):
@@ -79,35 +80,56 @@ class Decoder(nn.Module):
     dtype: str
     implementation: Implementation
 
-    @nn.compact
-    def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W 3"]:
-        """Images, [-1, 1] up to the model's error."""
-        x = nn.Dense(self.widths[-1], dtype=self.dtype, name="from_latent")(z_q)
-        for i in reversed(range(len(self.widths))):
-            x = SwinStage(
-                self.depths[i],
-                self.widths[i] // self.head_dim,
+    def setup(self) -> None:
+        """Declares the layers; those of a list are named <attribute>_<index>."""
+        self.from_latent = nn.Dense(self.widths[-1], dtype=self.dtype)
+        self.stage = [
+            SwinStage(
+                depth,
+                width // self.head_dim,
                 self.window,
                 self.mlp_ratio,
                 self.dtype,
                 self.implementation,
                 self.remat,
-                name=f"stage_{i}",
-            )(x)
-            if i > 0:
-                x = PatchExpanding(self.widths[i - 1], self.dtype, name=f"expand_{i}")(x)
-        width = self.widths[0]
-        for i in range(int(math.log2(self.patch_size)) - 1):
-            width = max(width // 2, 16)
-            x = PatchExpanding(width, self.dtype, name=f"expand_patch_{i}")(x)
+            )
+            for width, depth in zip(self.widths, self.depths, strict=True)
+        ]
+        self.expand = {
+            str(i): PatchExpanding(self.widths[i - 1], self.dtype)
+            for i in range(1, len(self.widths))
+        }
+        halvings = int(math.log2(self.patch_size)) - 1
+        patch_widths = [max(self.widths[0] // 2**i, 16) for i in range(1, halvings + 1)]
+        self.expand_patch = [PatchExpanding(width, self.dtype) for width in patch_widths]
+        self.tail_conv = nn.Conv([self.widths[0], *patch_widths][-1], (3, 3), dtype=self.dtype)
+        self.tail_norm = nn.LayerNorm(dtype=self.dtype)
+
+    def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
+        """Features of the pixels, which one more convolution turns into colours."""
+        return self.finest(self.coarser(z_q))
+
+    def coarser(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b hp wp c"]:
+        """All levels but the finest: the map of the embedded patches."""
+        x = self.from_latent(z_q)
+        for i in reversed(range(1, len(self.widths))):
+            x = self.expand[str(i)](self.stage[i](x))
+        return x
+
+    def finest(self, x: Float[Array, "b hp wp d"]) -> Float[Array, "b H W c"]:
+        """The finest level, and the tail: the features of the pixels.
+
+        Of the level's output, a pixel needs the cells that the tail's 3x3 convolution, and the one
+        that makes colours of these features, see from it.
+        """
+        x = self.stage[0](x)
+        for expand in self.expand_patch:
+            x = expand(x)
         x = einops.repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
-        x = nn.Conv(width, (3, 3), dtype=self.dtype, name="tail_conv")(x)
-        x = nn.swish(nn.LayerNorm(dtype=self.dtype, name="tail_norm")(x))
-        # Pixels in float32: this is the last layer, whose kernel the adaptive weight reads.
-        return nn.Conv(3, (3, 3), dtype=jnp.float32, name="to_pixels")(x)
+        return nn.swish(self.tail_norm(self.tail_conv(x)))
 
 
-class EfficientVQGAN(nn.Module):
+class EfficientVQGAN(DenseTokenizer):
     """Images to codes and back, with local attention only.
 
     Attributes:
@@ -125,8 +147,8 @@ class EfficientVQGAN(nn.Module):
     """
 
     token_kind: ClassVar[str] = "dense"
+    last_layer: ClassVar[str] = "last_convolution"
 
-    quantizer: VectorQuantizer
     patch_size: int = 4
     widths: tuple[int, ...] = (128, 256, 512)
     depths: tuple[int, ...] = (2, 2, 6)
@@ -161,8 +183,8 @@ class EfficientVQGAN(nn.Module):
                 )
         super().__post_init__()
 
-    def setup(self) -> None:
-        """Builds encoder and decoder."""
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder."""
         shared: dict[str, Any] = {
             "patch_size": self.patch_size,
             "widths": self.widths,
@@ -174,8 +196,7 @@ class EfficientVQGAN(nn.Module):
             "dtype": self.dtype,
             "implementation": self.implementation,
         }
-        self.encoder = Encoder(code_dim=self.quantizer.code_dim, **shared)
-        self.decoder = Decoder(**shared)
+        return Encoder(code_dim=self.quantizer.code_dim, **shared), Decoder(**shared)
 
     @property
     def downsampling(self) -> int:
@@ -183,71 +204,68 @@ class EfficientVQGAN(nn.Module):
         return self.patch_size * 2 ** (len(self.widths) - 1)
 
     @property
-    def num_codes(self) -> int:
-        """Size of the codebook."""
-        return self.quantizer.num_codes
+    def granularity(self) -> str:
+        """What decides which sides fit, for messages."""
+        return f"{super().granularity} and window={self.window}"
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The latent grid of an image of `height` x `width` pixels.
-
-        Raises:
-            InputError: f or the window does not divide it; names the nearest sides that work.
-        """
-        for side in (height, width):
-            if not self._fits(side):
-                f = self.downsampling
-                below = next((s for s in range(side // f * f, 0, -f) if self._fits(s)), None)
-                above = next(s for s in range(-(-side // f) * f, 2**20, f) if self._fits(s))
-                near = f"{below} or {above}" if below else f"{above}"
-                raise InputError(
-                    f"a side of {side} pixels does not fit a tokenizer with f={f} and"
-                    f" window={self.window}: the nearest that works is {near}"
-                )
-        return height // self.downsampling, width // self.downsampling
-
-    def _fits(self, side: int) -> bool:
+    def fits(self, side: int) -> bool:
         """Whether f divides a side, and the window every level's map that is larger than it."""
-        if side < self.downsampling or side % self.downsampling:
-            return False
         levels = [side // (self.patch_size * 2**i) for i in range(len(self.widths))]
-        return all(cells <= self.window or cells % self.window == 0 for cells in levels)
+        return super().fits(side) and all(
+            cells <= self.window or cells % self.window == 0 for cells in levels
+        )
 
-    def encode(self, images: Float[Array, "b H W 3"]) -> Tokens:
-        """Tokens of images in [-1, 1].
+    @property
+    def halo(self) -> int:
+        """Cells of the finest level around a tile that its pixels depend on, in whole windows.
+
+        A window for every two Swin blocks of that level: 8 cells, or 32 pixels, in the paper's
+        models of f = 8 and 16.
+        """
+        # Two convolutions reach a pixel each, and a cell has at least two.
+        tail = -(-2 // self.patch_size)
+        return swin_halo(self.depths[0], self.window, tail)
+
+    def check_tile(self, tile: int) -> None:
+        """Checks the side in pixels of the tiles to decode in: whole windows of the finest level.
 
         Raises:
-            InputError: as `grid`.
+            InputError: it is not; names the nearest sides that work.
         """
-        self.grid(*images.shape[1:3])
-        _, codes, _ = self.quantizer(self.encoder(images))
-        return Tokens.dense(codes)
+        unit = self.patch_size * self.window
+        if tile < 0 or tile % unit:
+            below = max(tile // unit * unit, 0)
+            near = f"{below} or {below + unit}" if below else f"{unit}"
+            raise InputError(
+                f"decoding in tiles of {tile} pixels: they consist of windows of {unit} pixels;"
+                f" the nearest that works is {near}, and 0 decodes the whole image at once"
+            )
 
-    def decode(self, tokens: Tokens) -> Float[Array, "b H W 3"]:
-        """Images of dense tokens, [-1, 1] up to the model's error.
+    def _decode(self, z_q: Float[Array, "b h w d"], tile: int) -> Float[Array, "b H W 3"]:
+        """Pixels, whole or in tiles.
 
-        Raises:
-            InputError: as `grid`.
+        All but the finest level is small and is worked off whole. The finest one and the tail, in
+        which a tile depends on `halo` cells around it, run crop by crop: the same pixels up to
+        rounding.
         """
-        self.grid(*(side * self.downsampling for side in tokens.grid))
-        return self.decoder(self.quantizer.embed(tokens.code_map))
+        if not tile:
+            return super()._decode(z_q, tile)
+        x = self.decoder.coarser(z_q)
+        b, h, w, c = x.shape
+        p = self.patch_size
+        tiles = Tiling((h, w), tile // p, self.halo)
 
-    def __call__(
-        self, images: Float[Array, "b H W 3"], train: bool = False
-    ) -> tuple[Float[Array, "b H W 3"], dict[str, Array]]:
-        """Encodes, quantizes and decodes.
+        def add_tile(model: EfficientVQGAN, image: Array, origins: Any) -> tuple[Array, None]:
+            origin, crop_origin = origins
+            crop = jax.lax.dynamic_slice(x, (0, *crop_origin, 0), (b, *tiles.crop_size, c))
+            pixels = jax.lax.dynamic_slice(
+                model.to_pixels(model.decoder.finest(crop)),
+                (0, *(p * (origin - crop_origin)), 0),
+                (b, *(p * side for side in tiles.tile_size), 3),
+            )
+            return jax.lax.dynamic_update_slice(image, pixels, (0, *(p * origin), 0)), None
 
-        Args:
-            images: [-1, 1].
-            train: learn the codebook; see `VectorQuantizer.__call__` for collections and rngs.
-
-        Returns:
-            The reconstruction, and the quantizer's losses and statistics with "codes", the code
-            map.
-
-        Raises:
-            InputError: as `grid`.
-        """
-        self.grid(*images.shape[1:3])
-        z_q, codes, metrics = self.quantizer(self.encoder(images), train)
-        code_map: Int[Array, "b h w"] = codes
-        return self.decoder(z_q), {**metrics, "codes": code_map}
+        add_tiles = nn.scan(add_tile, variable_broadcast="params", split_rngs={"params": False})
+        origins = jnp.asarray(tiles.tile_origins), jnp.asarray(tiles.crop_origins)
+        image, _ = add_tiles(self, jnp.zeros((b, p * h, p * w, 3)), origins)
+        return image

@@ -1,0 +1,106 @@
+"""Convolutional blocks against float64 oracles."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from vqjax.nn.convolutional import (
+    Downsampling,
+    Normalization,
+    ResidualBlock,
+    ResidualStage,
+    SpatialAttention,
+    Upsampling,
+)
+
+
+def random_map(height, width, channels, seed=0):
+    return np.random.default_rng(seed).normal(0.3, 1, (2, height, width, channels))
+
+
+@functools.cache
+def applied(block, shape):
+    """A block's output with random parameters, and these, in float64."""
+    x = random_map(*shape)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), jnp.asarray(x, jnp.float32))
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda p: rng.normal(0, 0.3, p.shape), shapes)
+    single = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), variables)
+    y = jax.jit(block.apply)(single, jnp.asarray(x, jnp.float32))
+    return x, np.asarray(y), variables["params"]
+
+
+def group_norm(x, params, groups):
+    b, h, w, c = x.shape
+    y = x.reshape(b, h * w, groups, c // groups)
+    y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
+    return y.reshape(x.shape) * params["group_norm"]["scale"] + params["group_norm"]["bias"]
+
+
+def convolution(x, params, before=1, after=1, stride=1):
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, params["kernel"].shape[:2], axis=(1, 2))
+    y = np.einsum("bhwcij,ijcd->bhwd", windows[:, ::stride, ::stride], params["kernel"])
+    return y + params["bias"]
+
+
+def swish(x):
+    return x * scipy.special.expit(x)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (16, 16), (6, 2), (5, 1)])
+def test_groups_of_each_width(channels, groups):
+    x, y, params = applied(Normalization(), (3, 5, channels))
+    np.testing.assert_allclose(y, group_norm(x, params, groups), atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [64, 48])
+def test_residual_block(features):
+    x, y, params = applied(ResidualBlock(features), (4, 6, 64))
+    h = convolution(swish(group_norm(x, params["norm_1"], 32)), params["conv_1"])
+    groups = {64: 32, 48: 16}[features]
+    h = convolution(swish(group_norm(h, params["norm_2"], groups)), params["conv_2"])
+    # Only a change of the width needs a convolution around the block.
+    assert ("shortcut" in params) == (features != 64)
+    skip = convolution(x, params["shortcut"], 0, 0) if features != 64 else x
+    np.testing.assert_allclose(y, skip + h, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_one_head_over_the_whole_map():
+    x, y, params = applied(SpatialAttention(), (4, 6, 64))
+    h = group_norm(x, params["norm"], 32).reshape(2, 24, 64)
+    attention = params["attention"]
+    qkv = np.einsum("bnc,ctd->tbnd", h, attention["qkv"]["kernel"][:, :, 0])
+    q, k, v = qkv + attention["qkv"]["bias"][:, 0][:, None, None]
+    weights = scipy.special.softmax(q @ k.swapaxes(1, 2) / np.sqrt(64), axis=-1)
+    h = weights @ v @ attention["out"]["kernel"][0] + attention["out"]["bias"]
+    np.testing.assert_allclose(y, x + h.reshape(x.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_a_stage_has_attention_after_each_block_or_none():
+    residual, attention = {"residual_0", "residual_1"}, {"attention_0", "attention_1"}
+    assert applied(ResidualStage(2, 8, True), (4, 4, 8))[2].keys() == residual | attention
+    assert applied(ResidualStage(2, 8), (4, 4, 8))[2].keys() == residual
+
+
+def test_recomputation_changes_nothing():
+    plain, again = (applied(ResidualStage(2, 8, True, remat), (4, 4, 8)) for remat in (False, True))
+    np.testing.assert_allclose(plain[1], again[1], atol=1e-5)
+    assert jax.tree.structure(plain[2]) == jax.tree.structure(again[2])
+
+
+def test_downsampling_pads_below_and_to_the_right():
+    x, y, params = applied(Downsampling(), (4, 6, 5))
+    assert y.shape == (2, 2, 3, 5)
+    np.testing.assert_allclose(y, convolution(x, params["conv"], 0, 1, stride=2), atol=1e-4)
+
+
+def test_upsampling_repeats_each_cell():
+    x, y, params = applied(Upsampling(), (2, 3, 5))
+    assert y.shape == (2, 4, 6, 5)
+    doubled = x.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(y, convolution(doubled, params["conv"]), atol=1e-4)

@@ -1,0 +1,257 @@
+"""The convolutional VQGAN: published sizes, any resolution, every pixel from all codes."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax.errors import InputError
+from vqjax.quantizers import VectorQuantizer
+from vqjax.tokenizers import EfficientVQGAN, build_tokenizer
+from vqjax.tokenizers.vqgan import VQGAN
+from vqjax.tokens import Tokens
+
+
+def tiny(**fields):
+    """One downsampling, and attention after it; normalised in groups of three and six channels."""
+    defaults = {
+        "width": 6,
+        "multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "attention_factors": (2,),
+        "latent_width": 16,
+    }
+    return VQGAN(VectorQuantizer(32, 8), **{**defaults, **fields})
+
+
+def random_images(height, width, batch=1):
+    values = np.random.default_rng(0).uniform(-1, 1, (batch, height, width, 3))
+    return jnp.asarray(values, jnp.float32)
+
+
+@functools.cache
+def variables_of(model):
+    """Parameters so large that codes vary; nothing is compiled for them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), random_images(8, 8))
+    rng = np.random.default_rng(0)
+
+    def draw(path, p):
+        if path[-1].key in ("bias", "scale"):
+            return jnp.asarray((path[-1].key == "scale") + rng.normal(0, 0.2, p.shape), p.dtype)
+        scale = 1.0 if path[-1].key == "codebook" else 1.5 * math.prod(p.shape[:-1]) ** -0.5
+        return jnp.asarray(rng.normal(0, scale, p.shape), p.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def jitted(model, method="__call__"):
+    return jax.jit(functools.partial(model.apply, variables_of(model), method=method))
+
+
+# Sizes.
+
+
+def convolution(inputs, outputs, side=3):
+    return side**2 * inputs * outputs + outputs
+
+
+def count_parameters(multipliers, attention_levels, width=128, blocks=2, latent=256, code=256):
+    """Parameters of encoder and decoder, by the description of Esser et al., appendix A."""
+
+    def residual(inputs, outputs):
+        convolutions = convolution(inputs, outputs) + convolution(outputs, outputs)
+        shortcut = convolution(inputs, outputs, 1) if inputs != outputs else 0
+        return 2 * inputs + 2 * outputs + convolutions + shortcut
+
+    def attention(channels):
+        return 2 * channels + 4 * convolution(channels, channels, 1)
+
+    widths = [width * multiplier for multiplier in multipliers]
+    middle = 2 * residual(widths[-1], widths[-1]) + attention(widths[-1])
+
+    encoder = convolution(3, width) + middle
+    decoder = convolution(latent, widths[-1]) + middle
+    for level in range(len(widths)):
+        here, finer, coarser = (widths[min(max(level + i, 0), len(widths) - 1)] for i in (0, -1, 1))
+        encoder += residual(finer if level else width, here) + (blocks - 1) * residual(here, here)
+        decoder += residual(coarser, here) + blocks * residual(here, here)
+        if level in attention_levels:
+            encoder += blocks * attention(here)
+            decoder += (blocks + 1) * attention(here)
+        if level < len(widths) - 1:
+            encoder += convolution(here, here)
+        if level > 0:
+            decoder += convolution(here, here)
+    encoder += 2 * widths[-1] + convolution(widths[-1], latent) + convolution(latent, code, 1)
+    decoder += 2 * width + convolution(code, latent, 1)
+    return encoder, decoder
+
+
+@pytest.mark.parametrize(
+    ("f", "multipliers", "millions"), [(16, (1, 1, 2, 2, 4), 72.14), (8, (1, 1, 2, 2), 25.05)]
+)
+def test_the_published_models(f, multipliers, millions):
+    # At f = 16 the defaults, which make the model with 1,024 codes that was released for ImageNet.
+    fields = {} if f == 16 else {"multipliers": multipliers, "attention_factors": (f,)}
+    model = VQGAN(VectorQuantizer(), **fields)
+    images = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+    (reconstructions, metrics), variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images
+    )
+    assert reconstructions.shape == images.shape
+    assert model.downsampling == f
+    assert metrics["codes"].shape == (2, *model.grid(256, 256)) == (2, 256 // f, 256 // f)
+
+    params = variables["params"]
+    counts = {
+        part: sum(math.prod(p.shape) for p in jax.tree.leaves(params[part])) for part in params
+    }
+    encoder, decoder = count_parameters(multipliers, {len(multipliers) - 1})
+    assert counts == {
+        "encoder": encoder,
+        "decoder": decoder,
+        "quantizer": 1024 * 256,
+        "last_convolution": convolution(128, 3),
+    }
+    np.testing.assert_allclose(sum(counts.values()) / 1e6, millions, atol=0.005)
+
+
+@pytest.mark.parametrize("factors", [(), (1,), (1, 2)])
+def test_attention_is_at_the_levels_named(factors):
+    params = jax.eval_shape(
+        tiny(attention_factors=factors).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )
+    for network, blocks in (("encoder", 1), ("decoder", 2)):
+        for level in (0, 1):
+            stage = params["params"][network][f"stage_{level}"]
+            expected = blocks if 2**level in factors else 0
+            assert sum(name.startswith("attention") for name in stage) == expected
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
+def test_one_set_of_weights_takes_any_grid(size):
+    images = random_images(*size, batch=2)
+    reconstructions, metrics = jitted(tiny())(images)
+    assert reconstructions.shape == images.shape and np.all(np.isfinite(reconstructions))
+    assert metrics["codes"].shape[1:] == tiny().grid(*size) == (size[0] // 2, size[1] // 2)
+    assert len(np.unique(metrics["codes"])) > 8
+
+
+def test_a_resolution_that_does_not_fit_names_the_nearest():
+    with pytest.raises(
+        InputError, match=r"33 pixels .* with f=2: the nearest that works is 32 or 34"
+    ):
+        tiny().grid(32, 33)
+    with pytest.raises(InputError, match=r"(?m)1 pixels .* is 2$"):
+        jitted(tiny())(random_images(1, 8))
+
+
+# Tokens.
+
+
+def test_decoding_the_tokens_gives_the_reconstruction():
+    images = random_images(8, 8, batch=2)
+    reconstructions, metrics = jitted(tiny())(images)
+    tokens = jitted(tiny(), "encode")(images)
+    np.testing.assert_array_equal(tokens.code_map, metrics["codes"])
+    decoded = jitted(tiny(), "decode")(tokens)
+    np.testing.assert_allclose(decoded, reconstructions, rtol=1e-3, atol=1e-4)
+
+
+def test_every_pixel_depends_on_every_code():
+    codes = np.random.default_rng(0).integers(0, 32, (1, 4, 4))
+    changed = codes.copy()
+    changed[0, 0, 0] += 1 - 2 * (codes[0, 0, 0] > 0)
+    one, other = (jitted(tiny(), "decode")(Tokens.dense(jnp.asarray(c))) for c in (codes, changed))
+    assert np.all(np.any(one != other, axis=-1))
+
+
+def test_tiles_are_refused():
+    tokens = Tokens.dense(jnp.zeros((1, 4, 4), jnp.int32))
+    with pytest.raises(InputError, match=r"tiles of 8 pixels: .*normalises over the whole image"):
+        tiny().apply(variables_of(tiny()), tokens, 8, method="decode")
+
+
+# Training.
+
+
+def test_every_parameter_learns():
+    model, images = tiny(), random_images(8, 8)
+
+    @jax.jit
+    def gradients(variables):
+        def total(variables):
+            reconstructions, metrics = model.apply(variables, images)
+            return jnp.sum(reconstructions**2) + metrics["vq_loss"]
+
+        return jax.grad(total)(variables)
+
+    for path, leaf in jax.tree.leaves_with_path(gradients(variables_of(model))["params"]):
+        assert np.all(np.isfinite(leaf)) and np.any(leaf), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    "make", [tiny, lambda: EfficientVQGAN(VectorQuantizer(32, 8), 2, (32,), (1,))]
+)
+def test_the_last_layer_makes_the_pixels_of_what_is_sown(make):
+    # The contract of the adversarial loss's adaptive weight, the same for both tokenizers.
+    model = make()
+    variables, images = variables_of(model), random_images(8, 8)
+
+    @jax.jit
+    def run():
+        (pixels, _), sown = model.apply(variables, images, mutable=["intermediates"])
+        (features,) = sown["intermediates"]["last_features"]
+        kernel = variables["params"][model.last_layer]["kernel"]
+        bias = variables["params"][model.last_layer]["bias"]
+        again = jax.lax.conv_general_dilated(
+            features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return pixels, again + bias, model.apply(variables, features, method="to_pixels")
+
+    pixels, again, alone = run()
+    np.testing.assert_allclose(pixels, again, atol=1e-4)
+    np.testing.assert_allclose(pixels, alone, atol=1e-4)
+
+
+def test_bfloat16_keeps_parameters_pixels_and_losses_in_float32():
+    (images, metrics), variables = jax.eval_shape(
+        tiny(dtype="bfloat16", remat=True).init_with_output, jax.random.key(0), random_images(8, 8)
+    )
+    assert images.dtype == metrics["vq_loss"].dtype == jnp.float32
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+# Fields.
+
+
+def test_tokenizer_of_a_config():
+    config = {
+        "name": "vqgan",
+        "multipliers": [1, 2],
+        "attention_factors": [2],
+        "quantizer": {"num_codes": 16},
+    }
+    expected = VQGAN(VectorQuantizer(16), multipliers=(1, 2), attention_factors=(2,))
+    assert build_tokenizer(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 0}, "width=0: at least 1"),
+        ({"num_res_blocks": 0}, "num_res_blocks=0: at least 1"),
+        ({"latent_width": 0}, "latent_width=0: at least 1"),
+        ({"multipliers": ()}, r"multipliers=\(\): whole numbers from 1"),
+        ({"multipliers": (1, 0)}, r"multipliers=\(1, 0\): whole numbers from 1"),
+        ({"attention_factors": (16,)}, "no level has the downsampling factor 16; valid: 1, 2"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_at_once(fields, message):
+    with pytest.raises(InputError, match=message) as error:
+        tiny(**fields)
+    assert "\n" not in str(error.value)

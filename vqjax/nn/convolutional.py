@@ -1,0 +1,116 @@
+"""Blocks of convolutional autoencoders: residual, attention over the whole map, up and down.
+
+Source: Esser et al. 2021 (VQGAN), appendix A, table 7; Ho et al. 2020 (DDPM), appendix B.
+"""
+
+import math
+
+import flax.linen as nn
+from einops import repeat
+from jaxtyping import Array, Float
+
+from vqjax.nn.attention import MultiHeadAttention
+
+GROUPS = 32
+
+
+class Normalization(nn.Module):
+    """GroupNorm in 32 groups; where 32 does not divide the width, in as many as divide both."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises over a group's channels and the whole map."""
+        groups = math.gcd(GROUPS, x.shape[-1])
+        return nn.GroupNorm(num_groups=groups, dtype=self.dtype, name="group_norm")(x)
+
+
+class ResidualBlock(nn.Module):
+    """Twice GroupNorm, swish and a 3x3 convolution, around which the input is added.
+
+    Attributes:
+        features: width of the output; a 1x1 convolution brings the input to it where it differs.
+        dtype: compute dtype; parameters are float32.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
+        """Applies the block."""
+        y = x
+        for i in (1, 2):
+            y = nn.swish(Normalization(self.dtype, name=f"norm_{i}")(y))
+            y = nn.Conv(self.features, (3, 3), dtype=self.dtype, name=f"conv_{i}")(y)
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
+        return x + y
+
+
+class SpatialAttention(nn.Module):
+    """GroupNorm and one head of attention between all cells of the map, added to the input."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Applies the block."""
+        y = Normalization(self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        y = MultiHeadAttention(num_heads=1, dtype=self.dtype, name="attention")(y)
+        return x + y.reshape(x.shape)
+
+
+class ResidualStage(nn.Module):
+    """Residual blocks at one resolution.
+
+    Attributes:
+        num_blocks: how many.
+        features: width of the output.
+        attention: attention after each block.
+        remat: recompute the blocks in the backward pass.
+        dtype: compute dtype.
+    """
+
+    num_blocks: int
+    features: int
+    attention: bool = False
+    remat: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
+        """Applies the blocks."""
+        residual, attention = ResidualBlock, SpatialAttention
+        if self.remat:
+            residual, attention = nn.remat(residual), nn.remat(attention)
+        for i in range(self.num_blocks):
+            x = residual(self.features, self.dtype, name=f"residual_{i}")(x)
+            if self.attention:
+                x = attention(self.dtype, name=f"attention_{i}")(x)
+        return x
+
+
+class Downsampling(nn.Module):
+    """Halves a map by a 3x3 convolution of stride 2, padded below and to the right only."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+        """Halves both sides, which must be even."""
+        padding = ((0, 1), (0, 1))
+        return nn.Conv(x.shape[-1], (3, 3), 2, padding, dtype=self.dtype, name="conv")(x)
+
+
+class Upsampling(nn.Module):
+    """Doubles a map: nearest neighbour, then a 3x3 convolution."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+        """Doubles both sides."""
+        x = repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
+        return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x)

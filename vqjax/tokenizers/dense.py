@@ -1,0 +1,130 @@
+"""What all tokenizers with one code for every cell share: the way from images to codes and back."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vqjax.errors import InputError
+from vqjax.quantizers import VectorQuantizer
+from vqjax.tokens import Tokens
+
+
+class DenseTokenizer(nn.Module):
+    """An encoder, a codebook, a decoder and a last layer.
+
+    Attributes:
+        quantizer: the codebook.
+    """
+
+    quantizer: VectorQuantizer
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder (images to latents of the code's width) and decoder (those to features)."""
+        raise NotImplementedError
+
+    @property
+    def downsampling(self) -> int:
+        """The factor f between the sides of image and latent grid."""
+        raise NotImplementedError
+
+    def check_tile(self, tile: int) -> None:
+        """Checks the side of the tiles that `decode` is asked for, in pixels; 0 is no tiles.
+
+        Raises:
+            InputError: the tokenizer cannot decode in such tiles.
+        """
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Builds the networks."""
+        self.encoder, self.decoder = self.networks()
+        # Pixels in float32, whatever the rest computes in.
+        self.last_convolution = nn.Conv(3, (3, 3), dtype=jnp.float32)
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the codebook."""
+        return self.quantizer.num_codes
+
+    @property
+    def granularity(self) -> str:
+        """What decides which sides fit, for messages."""
+        return f"f={self.downsampling}"
+
+    def fits(self, side: int) -> bool:
+        """Whether an image may have a side of so many pixels."""
+        return side > 0 and side % self.downsampling == 0
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The latent grid of an image of `height` x `width` pixels.
+
+        Raises:
+            InputError: a side that does not fit; names the nearest that do.
+        """
+        f = self.downsampling
+        for side in (height, width):
+            if not self.fits(side):
+                below = next((s for s in range(side // f * f, 0, -f) if self.fits(s)), None)
+                above = next(s for s in range(-(-side // f) * f, 2**20, f) if self.fits(s))
+                near = f"{below} or {above}" if below else f"{above}"
+                raise InputError(
+                    f"a side of {side} pixels does not fit a tokenizer with {self.granularity}:"
+                    f" the nearest that works is {near}"
+                )
+        return height // f, width // f
+
+    def encode(self, images: Float[Array, "b H W 3"]) -> Tokens:
+        """Tokens of images in [-1, 1].
+
+        Raises:
+            InputError: as `grid`.
+        """
+        self.grid(*images.shape[1:3])
+        _, codes, _ = self.quantizer(self.encoder(images))
+        return Tokens.dense(codes)
+
+    def decode(self, tokens: Tokens, tile: int = 0) -> Float[Array, "b H W 3"]:
+        """Images of dense tokens, [-1, 1] up to the model's error.
+
+        Args:
+            tokens: of any grid that `grid` makes.
+            tile: side in pixels of the tiles that are decoded one by one to save memory, where the
+                tokenizer can; 0 decodes the whole image at once.
+
+        Raises:
+            InputError: as `grid` and `check_tile`.
+        """
+        self.grid(*(side * self.downsampling for side in tokens.grid))
+        self.check_tile(tile)
+        return self._decode(self.quantizer.embed(tokens.code_map), tile)
+
+    def _decode(self, z_q: Float[Array, "b h w d"], tile: int) -> Float[Array, "b H W 3"]:
+        """Pixels of quantized latents; whole, unless a tokenizer can do otherwise."""
+        return self.to_pixels(self.decoder(z_q))
+
+    def to_pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+        """The last layer alone, whose kernel the adaptive weight of an adversarial loss reads."""
+        return self.last_convolution(features)
+
+    def __call__(
+        self, images: Float[Array, "b H W 3"], train: bool = False
+    ) -> tuple[Float[Array, "b H W 3"], dict[str, Array]]:
+        """Encodes, quantizes and decodes.
+
+        Args:
+            images: [-1, 1].
+            train: learn the codebook; see `VectorQuantizer.__call__` for collections and rngs.
+
+        Returns:
+            The reconstruction, and the quantizer's losses and statistics with "codes", the code
+            map. What goes into `to_pixels` is sown as "last_features" into "intermediates".
+
+        Raises:
+            InputError: as `grid`.
+        """
+        self.grid(*images.shape[1:3])
+        z_q, codes, metrics = self.quantizer(self.encoder(images), train)
+        code_map: Int[Array, "b h w"] = codes
+        features = self.decoder(z_q)
+        self.sow("intermediates", "last_features", features)
+        return self.to_pixels(features), {**metrics, "codes": code_map}

@@ -1,0 +1,159 @@
+"""The convolutional VQGAN: residual blocks, and attention over the whole map at low resolution.
+
+Source: Esser et al. 2021, section 3.1 and appendix A, table 7; paper 000 measures its tokenizer
+against this one in table 2, and its prior in table 7.
+
+GroupNorm and attention take in the whole map. So the same weights take any resolution that the
+downsampling factor divides, but every pixel depends on every code.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from vqjax.errors import InputError
+from vqjax.nn.convolutional import Downsampling, Normalization, ResidualStage, Upsampling
+from vqjax.tokenizers.dense import DenseTokenizer
+
+
+class Encoder(nn.Module):
+    """Residual stages with a downsampling between them, then the middle: block, attention, block.
+
+    Attributes: as of `VQGAN`.
+    """
+
+    code_dim: int
+    latent_width: int
+    widths: tuple[int, ...]
+    num_res_blocks: int
+    attention_factors: tuple[int, ...]
+    remat: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
+        """Latents, before quantization."""
+        shared: dict[str, Any] = {"remat": self.remat, "dtype": self.dtype}
+        x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="from_pixels")(images)
+        for i, width in enumerate(self.widths):
+            if i > 0:
+                x = Downsampling(self.dtype, name=f"downsampling_{i}")(x)
+            attention = 2**i in self.attention_factors
+            x = ResidualStage(self.num_res_blocks, width, attention, **shared, name=f"stage_{i}")(x)
+        x = ResidualStage(1, width, True, **shared, name="middle_0")(x)
+        x = ResidualStage(1, width, False, **shared, name="middle_1")(x)
+        x = nn.swish(Normalization(self.dtype, name="norm")(x))
+        x = nn.Conv(self.latent_width, (3, 3), dtype=self.dtype, name="to_latent")(x)
+        return nn.Conv(self.code_dim, (1, 1), dtype=self.dtype, name="to_code")(x)
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored, with one residual block more in every stage.
+
+    Attributes: as of `VQGAN`.
+    """
+
+    latent_width: int
+    widths: tuple[int, ...]
+    num_res_blocks: int
+    attention_factors: tuple[int, ...]
+    remat: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
+        """Features of the pixels, which one more convolution turns into colours."""
+        shared: dict[str, Any] = {"remat": self.remat, "dtype": self.dtype}
+        x = nn.Conv(self.latent_width, (1, 1), dtype=self.dtype, name="from_code")(z_q)
+        x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="from_latent")(x)
+        x = ResidualStage(1, self.widths[-1], True, **shared, name="middle_0")(x)
+        x = ResidualStage(1, self.widths[-1], False, **shared, name="middle_1")(x)
+        for i, width in reversed(list(enumerate(self.widths))):
+            attention = 2**i in self.attention_factors
+            blocks = self.num_res_blocks + 1
+            x = ResidualStage(blocks, width, attention, **shared, name=f"stage_{i}")(x)
+            if i > 0:
+                x = Upsampling(self.dtype, name=f"upsampling_{i}")(x)
+        return nn.swish(Normalization(self.dtype, name="norm")(x))
+
+
+class VQGAN(DenseTokenizer):
+    """Images to codes and back by convolutions and global attention.
+
+    Attributes:
+        quantizer: the codebook.
+        width: of the first level.
+        multipliers: width of each level over `width`, finest first; each level after the first
+            halves the map, so the downsampling factor f is 2^(levels - 1).
+        num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
+        attention_factors: downsampling factors of the levels with attention after every block. The
+            published configs name these levels by the side of their map at the training
+            resolution, which this model does not know: their 16 is 256 / 16.
+        latent_width: width of the map between the two convolutions at each side of the codebook.
+        remat: recompute residual and attention blocks in the backward pass.
+        dtype: compute dtype; parameters, pixels and quantization are float32.
+    """
+
+    token_kind: ClassVar[str] = "dense"
+    last_layer: ClassVar[str] = "last_convolution"
+
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_factors: tuple[int, ...] = (16,)
+    latent_width: int = 256
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            InputError: fields out of their range or that contradict each other.
+        """
+        for name in ("width", "num_res_blocks", "latent_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"tokenizer {name}={getattr(self, name)}: at least 1 is needed")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise InputError(
+                f"tokenizer multipliers={self.multipliers}: whole numbers from 1 are needed,"
+                " one a level"
+            )
+        factors = [2**i for i in range(len(self.multipliers))]
+        for factor in self.attention_factors:
+            if factor not in factors:
+                raise InputError(
+                    f"tokenizer attention_factors={self.attention_factors}: no level has the"
+                    f" downsampling factor {factor}; valid: {', '.join(map(str, factors))}"
+                )
+        super().__post_init__()
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder."""
+        shared: dict[str, Any] = {
+            "latent_width": self.latent_width,
+            "widths": tuple(self.width * multiplier for multiplier in self.multipliers),
+            "num_res_blocks": self.num_res_blocks,
+            "attention_factors": self.attention_factors,
+            "remat": self.remat,
+            "dtype": self.dtype,
+        }
+        return Encoder(code_dim=self.quantizer.code_dim, **shared), Decoder(**shared)
+
+    @property
+    def downsampling(self) -> int:
+        """The factor f between the sides of image and latent grid."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def check_tile(self, tile: int) -> None:
+        """Refuses tiles: the statistics of GroupNorm, and attention, are of the whole map.
+
+        Raises:
+            InputError: `tile` is not 0.
+        """
+        if tile:
+            raise InputError(
+                f"decoding in tiles of {tile} pixels: a convolutional VQGAN normalises over the"
+                " whole image and cannot do that; set 0, and decode fewer images at a time"
+            )
