@@ -1,36 +1,34 @@
-"""Samples images from a finished run.
+"""Samples images from a finished run, or edits an image with it.
 
 python sample.py --workdir=runs/openmoji [--num_images=64 --temperature=0.9 --label=3 ...]
+python sample.py --workdir=... --edit=inpaint --image=a.png --mask=hole.png
+python sample.py --workdir=... --edit=outpaint --image=a.png --left=128 --right=128
+python sample.py --workdir=... --edit=replace --image=a.png --box=32,32,96,96 --label=cat
 """
 
+import itertools
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 from PIL import Image
-from tqdm import tqdm
 
-from vqjax import commands
+from vqjax import commands, editing
+from vqjax.data.images import BrokenImageError, decode_image
 from vqjax.errors import InputError
-from vqjax.samplers.blockwise import sample
+from vqjax.generator import Generator
+from vqjax.samplers.rejection import Rejection, Score, imagenet_classifier
 from vqjax.training.console import setup_logging
-from vqjax.training.experiment import build_models
-from vqjax.training.loop import placed
 from vqjax.training.pictures import image_grid
-from vqjax.training.prior_stage import condition_of, prior_shapes, sampling_spec, tokenizer_shapes
-from vqjax.training.sharding import batch_sharding, make_mesh, to_host
-from vqjax.training.state import random_key
-from vqjax.training.weights import load_weights
-from vqjax.training.workdir import read_class_names, read_config, trained_stage
+from vqjax.training.prior_stage import sampling_spec
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "Folder for the images [<workdir>/samples]")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other images")
 LABEL = flags.DEFINE_string(
-    "label", "", "Class to sample, by name or number; for class-conditional runs [all in turn]"
+    "label", "", "Class, by name or number; for class-conditional runs [all in turn; an edit: none]"
 )
 # Those that are not given are the config's.
 SETTINGS = {
@@ -43,80 +41,171 @@ SETTINGS = {
     "choice_temperature": flags.DEFINE_float(
         "choice_temperature", None, "Noise on the confidence by which tokens are kept"
     ),
+    "guidance": flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 for none"),
+    "guidance_schedule": flags.DEFINE_enum(
+        "guidance_schedule", None, ["constant", "linear"], "linear: grows from 1 over the sampling"
+    ),
+    "decode_tile": flags.DEFINE_integer(
+        "decode_tile", None, "Decode in tiles of so many pixels to save memory; 0 for the whole"
+    ),
 }
+ACCEPTANCE = flags.DEFINE_float(
+    "acceptance", 1.0, "Keep this fraction of the images, those that a classifier likes best"
+)
+CLASSIFIER = flags.DEFINE_enum(
+    "classifier",
+    "efficientnet_lite0",
+    ["efficientnet_lite0", "efficientnet_lite1"],
+    "Which classifier of ImageNet",
+)
+SCORE = flags.DEFINE_enum(
+    "score",
+    "label",
+    ["label", "confidence"],
+    "Its probability of the image's class, where classes are ImageNet's 1000; or of the likeliest",
+)
+EDIT = flags.DEFINE_enum("edit", None, ["inpaint", "outpaint", "replace"], "Edit an image")
+IMAGE = flags.DEFINE_string("image", None, "Image to edit")
+MASK = flags.DEFINE_string("mask", None, "inpaint: picture of the same size, white where to fill")
+SIDES = {
+    side: flags.DEFINE_integer(side, None, f"outpaint: pixels to add, {side}")
+    for side in ("left", "right", "top", "bottom")
+}
+BOX = flags.DEFINE_list("box", None, "replace: x0,y0,x1,y1 in pixels")
+COMPOSITE = flags.DEFINE_bool("composite", True, "Keep the image's own pixels outside the hole")
+EDITS = {"inpaint": ("mask",), "outpaint": tuple(SIDES), "replace": ("box",)}
+RECORDED = ("seed", "label", "acceptance", "classifier", "score", "edit", "image", "composite")
 flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-    """Restores both stages, samples, decodes, writes PNGs."""
+    """Checks what is asked for, restores both stages, samples, decodes, writes PNGs."""
     workdir = Path(WORKDIR.value or "")
-    config = read_config(workdir)
-    settings = config.sampling
+    generator = Generator(workdir)
+    settings = generator.config.sampling
     for name, flag in SETTINGS.items():
         if flag.value is not None:
             settings[name] = flag.value
     if settings.num_images < 1 or settings.batch_size < 1:
         raise InputError("--num_images and --batch_size: at least 1 is needed")
+    tile = settings.get("decode_tile", 0)
+    generator.tokenizer.check_tile(tile)
+    edit = _edit(generator)
+    grid = edit.grid if edit else generator.prior.grid
+    spec = sampling_spec(generator.prior, grid, settings)
+    labels = _labels(generator, settings.num_images)
+    rejection = _rejection(generator, labels)
     log = setup_logging(workdir)
 
-    class_names = read_class_names(workdir)
-    tokenizer, prior = build_models(config, len(class_names))
-    spec = sampling_spec(prior, prior.grid, settings)
-    labels = _labels(class_names, prior.num_classes, settings.num_images)
-
-    mesh = make_mesh({"data": -1})
-    tokenizer_variables = load_weights(
-        *trained_stage(config, workdir, "tokenizer"),
-        placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh),
+    batches = generator.generate(
+        labels,
+        spec,
+        seed=SEED.value,
+        batch_size=settings.batch_size,
+        tile=tile,
+        edit=edit,
+        composite=COMPOSITE.value,
+        rejection=rejection,
     )
-    prior_variables = load_weights(
-        *trained_stage(config, workdir, "prior"), placed(prior_shapes(prior), mesh)
-    )
-    decode = jax.jit(lambda variables, t: tokenizer.apply(variables, t, method="decode"))
-
-    # A batch that the devices share evenly; what the last one has too many is thrown away.
-    batch = -(-min(settings.batch_size, settings.num_images) // mesh.size) * mesh.size
-    images = []
-    for start in tqdm(range(0, settings.num_images, batch), desc="sampling", unit="batch"):
-        rows = np.resize(labels[start : start + batch], batch)
-        known = jnp.zeros((batch, spec.grid[0] * spec.grid[1]), jnp.int32)
-        known, rows = jax.device_put((known, rows), batch_sharding(mesh))
-        tokens = sample(
-            prior.apply,
-            prior_variables,
-            random_key(SEED.value, "sample", start),
-            condition_of(prior, rows),
-            known,
-            jnp.zeros_like(known, bool),
-            spec,
-        )
-        images.append(np.clip(to_host(decode(tokenizer_variables, tokens)), -1.0, 1.0))
-    pixels = np.concatenate(images)[: settings.num_images]
-
     out = Path(OUT.value or workdir / "samples")
     out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(pixels):
-        Image.fromarray(np.round((image + 1) * 127.5).astype(np.uint8)).save(out / f"{i:05d}.png")
-    Image.fromarray(image_grid(pixels[:64], columns=8)).save(out / "grid.png")
-    used = {"seed": SEED.value, "label": LABEL.value, **settings.to_dict()}
+    shown: list[np.ndarray] = []
+    for i, image in enumerate(itertools.chain.from_iterable(batches)):
+        Image.fromarray(image).save(out / f"{i:05d}.png")
+        shown.extend([image] if i < 64 else [])
+    _save_grid(shown, 8, out / "grid.png")
+    if edit:
+        _save_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
+    used = settings.to_dict()
+    used |= {
+        name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
+    }
     (out / "settings.json").write_text(json.dumps(used, indent=2) + "\n")
-    log.info("%d images and grid.png in %s", len(pixels), out)
+    log.info("%d images and grid.png in %s", settings.num_images, out)
 
 
-def _labels(class_names: tuple[str, ...], num_classes: int, count: int) -> np.ndarray:
-    """A label for every image: the one asked for, or all in turn."""
+def _edit(generator: Generator) -> editing.Edit | None:
+    """The edit that is asked for."""
+    edits = {"image": tuple(EDITS)} | {own: (edit,) for edit in EDITS for own in EDITS[edit]}
+    given = [name for name in edits if flags.FLAGS[name].value is not None]
+    for name in given:
+        if EDIT.value not in edits[name]:
+            valid = " or ".join(edits[name])
+            raise InputError(f"--{name} goes with --edit={valid}, and with nothing else")
+    if not EDIT.value:
+        return None
+    if not IMAGE.value or given == ["image"]:
+        own = " or ".join(f"--{name}" for name in EDITS[EDIT.value])
+        raise InputError(f"--edit={EDIT.value} needs --image and {own}")
+    if EDIT.value == "inpaint":
+        return editing.inpaint(generator.tokenizer, _image(IMAGE), _image(MASK))
+    if EDIT.value == "outpaint":
+        sides = {side: flag.value or 0 for side, flag in SIDES.items()}
+        return editing.outpaint(generator.tokenizer, _image(IMAGE), **sides)
+    if not generator.prior.num_classes:
+        raise InputError("--edit=replace is for class-conditional runs: use --edit=inpaint instead")
     if not LABEL.value:
-        return (np.arange(count) % max(num_classes, 1)).astype(np.int32)
-    if not num_classes:
+        raise InputError("--edit=replace needs --label: what is to be in the box")
+    try:
+        x0, y0, x1, y1 = (int(number) for number in BOX.value or ())
+    except ValueError:
+        raise InputError(f"--box={','.join(BOX.value or ())}: write it as x0,y0,x1,y1") from None
+    return editing.replace(generator.tokenizer, _image(IMAGE), (x0, y0, x1, y1))
+
+
+def _image(flag: flags.FlagHolder[str | None]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture that a flag names."""
+    path = Path(flag.value or "")
+    try:
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"--{flag.name}={path}: {error.strerror}") from None
+    except BrokenImageError as error:
+        raise InputError(f"--{flag.name}={path}: not a readable image") from error
+
+
+def _labels(generator: Generator, count: int) -> np.ndarray:
+    """A label for every image: the one asked for, or all in turn; without one, an edit has none."""
+    prior, names = generator.prior, generator.class_names
+    if not LABEL.value and EDIT.value and prior.num_classes:
+        if not prior.condition_dropout:
+            raise InputError(
+                f"--edit={EDIT.value}: this run is class-conditional and was trained without"
+                " condition_dropout, so it needs --label, the class of the image"
+            )
+        return np.full(count, prior.null_id, np.int32)
+    if not LABEL.value:
+        return (np.arange(count) % max(prior.num_classes, 1)).astype(np.int32)
+    if not prior.num_classes:
         raise InputError(f"--label={LABEL.value}: this run is unconditional; leave the flag out")
-    if LABEL.value in class_names:
-        return np.full(count, class_names.index(LABEL.value), np.int32)
-    if LABEL.value.isdigit() and int(LABEL.value) < num_classes:
+    if LABEL.value in names:
+        return np.full(count, names.index(LABEL.value), np.int32)
+    if LABEL.value.isdigit() and int(LABEL.value) < prior.num_classes:
         return np.full(count, int(LABEL.value), np.int32)
     raise InputError(
-        f"--label={LABEL.value}: give a number from 0 to {num_classes - 1}, or one of:"
-        f" {', '.join(class_names[:20])}{', ...' if num_classes > 20 else ''}"
+        f"--label={LABEL.value}: give a number from 0 to {prior.num_classes - 1}, or one of:"
+        f" {', '.join(names[:20])}{', ...' if prior.num_classes > 20 else ''}"
     )
+
+
+def _rejection(generator: Generator, labels: np.ndarray) -> Rejection | None:
+    """What candidates have to pass."""
+    if ACCEPTANCE.value == 1.0:
+        return None
+    classes = generator.prior.num_classes
+    if SCORE.value == "label" and not labels.max() < classes == 1000:
+        raise InputError(
+            "--score=label is by the class of each image, of ImageNet's 1000: this run has"
+            f" {classes}, and an edit needs --label; give --score=confidence"
+        )
+    classify = imagenet_classifier(CLASSIFIER.value.removeprefix("efficientnet_"))
+    by: Score = "label" if SCORE.value == "label" else "confidence"
+    return Rejection(ACCEPTANCE.value, classify, by)
+
+
+def _save_grid(images: list[np.ndarray], columns: int, file: Path) -> None:
+    pixels = np.stack(images) / np.float32(127.5) - 1
+    Image.fromarray(image_grid(pixels, columns)).save(file)
 
 
 if __name__ == "__main__":

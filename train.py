@@ -49,7 +49,7 @@ def main() -> None:
     stages = stage_names(config)
     for name in stages:
         stage = build_stage(config, name, workdir, num_classes=1)
-        jax.eval_shape(stage.init_variables, jax.random.key(0))
+        jax.eval_shape(stage.init, jax.random.key(0))
         process_rows(mesh, config[name].batch_size)
     if not ACCEPT.value:
         check_workdir(config, workdir)

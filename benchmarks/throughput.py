@@ -223,7 +223,7 @@ def describe(config: ConfigDict, mesh: Mesh) -> str:
     _, prior = build_models(config, num_classes=1)
     device, resolution = mesh.devices.flat[0], config.data.resolution
     blocks = prior.layout(prior.grid).num_blocks
-    taken = min(prior.query_blocks_per_image or blocks, blocks)
+    taken = prior.drawn_blocks(prior.grid)
     mesh_shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""What all configs share: the defaults, and the parsing of `--config=file.py:key=value,...`."""
+"""What all configs share: defaults, arguments, and the full-size system of paper 000."""
 
 from typing import Any
 
@@ -69,6 +69,19 @@ def get_config() -> ConfigDict:
     config.tokenizer.loss = ConfigDict(
         {"l1": 0.0, "l2": 1.0, "perceptual": 1.0, "perceptual_net": "vgg16", "vq": 1.0}
     )
+    config.tokenizer.discriminator = ConfigDict(
+        {
+            "model": {"name": "none"},  # none, patchgan or projected
+            "loss": "hinge",  # or "non_saturating"
+            "weight": 0.8,  # of the adversarial loss, times the adaptive weight
+            "adaptive": True,  # scale it to the reconstruction's gradient at the last layer
+            "max_weight": 10.0,  # clamp of the adaptive weight
+            "start": 0,  # first step with a discriminator; before it, it costs nothing
+            "ramp": 0,  # steps over which the weight then grows from 0
+            "augment": (),  # of "color", "translation", "cutout": what the discriminator sees
+            "optimizer": _optimizer(),
+        }
+    )
     config.tokenizer.best_metric = "psnr"
     config.tokenizer.best_mode = "max"
 
@@ -84,10 +97,134 @@ def get_config() -> ConfigDict:
             "top_k": 0,
             "top_p": 1.0,
             "choice_temperature": 4.5,
+            "guidance": 1.0,  # classifier-free; 1 for none
+            "guidance_schedule": "constant",  # or "linear": grows from 1 as an image is filled
             "num_images": 64,
             "batch_size": 64,
+            "decode_tile": 0,  # side in pixels of the tiles that are decoded one by one; 0: whole
         }
     )
+    return config
+
+
+# Arguments of the full-size experiments of paper 000, and their defaults.
+EFFVQGAN_ARGUMENTS = {
+    "f": 16,
+    "res": 256,
+    "tokenizer": "efficient",
+    "block": 8,
+    "halo": 2,
+    "T": 8,
+}
+
+
+def efficient_vqgan(
+    args: ConfigDict, train_images: int, tokenizer_epochs: int, prior_epochs: int
+) -> ConfigDict:
+    """Paper 000 at full size, without its data. What the paper doesn't say is our choice.
+
+    Args:
+        args: parsed `EFFVQGAN_ARGUMENTS`.
+        train_images: of the data set.
+        tokenizer_epochs: over it.
+        prior_epochs: over it.
+
+    Raises:
+        InputError: an argument without a setting.
+    """
+    widths, depths, multipliers = one_of(
+        "f",
+        args.f,
+        {
+            8: ((128, 256), (2, 6), (1, 1, 2, 4)),
+            16: ((128, 256, 512), (2, 2, 6), (1, 1, 2, 2, 4)),
+        },
+    )
+    one_of("res", args.res, {256: None, 512: None, 1024: None})
+    config = get_config()
+    config.data.resolution = args.res
+    config.data.workers = 8
+    large = args.res > 256
+
+    tokenizer = config.tokenizer
+    codebook = {"num_codes": 1024, "code_dim": 256, "learning": "gradient", "beta": 0.25}
+    codebook |= {"decay": 0.99, "latent_norm": "none", "restart_below": 0.0}
+    efficient = {
+        "name": "efficient_vqgan",
+        "patch_size": 4,
+        "widths": widths,
+        "depths": depths,
+        "head_dim": 32,
+        "window": 8,
+        "mlp_ratio": 4,
+        "remat": large,
+        "dtype": "bfloat16",
+        "quantizer": codebook,
+    }
+    # Table 7's: the convolutional tokenizer of VQGAN, with the same codes.
+    convolutional = {
+        "name": "vqgan",
+        "width": 128,
+        "multipliers": multipliers,
+        "attention_factors": (args.f,),
+        "remat": large,
+        "dtype": "bfloat16",
+        "quantizer": codebook,
+    }
+    tokenizer.model = ConfigDict(
+        one_of("tokenizer", args.tokenizer, {"efficient": efficient, "vqgan": convolutional})
+    )
+    tokenizer.batch_size = 16
+    tokenizer.steps = tokenizer_epochs * train_images // tokenizer.batch_size
+    tokenizer.optimizer.learning_rate = 1e-4
+    tokenizer.optimizer.b1 = 0.5
+    tokenizer.optimizer.b2 = 0.9
+    tokenizer.optimizer.warmup_steps = 5_000
+    discriminator = tokenizer.discriminator
+    discriminator.start = 10_000
+    discriminator.ramp = 10_000
+    if args.tokenizer == "efficient":
+        discriminator.model = ConfigDict({"name": "projected", "dtype": "bfloat16"})
+        discriminator.augment = ("color", "translation", "cutout")
+        discriminator.optimizer.learning_rate = 2e-4
+        discriminator.optimizer.b1 = 0.0
+        discriminator.optimizer.b2 = 0.99
+    else:
+        discriminator.model = ConfigDict(
+            {"name": "patchgan", "num_layers": 3, "width": 64, "dtype": "bfloat16"}
+        )
+        discriminator.optimizer = tokenizer.optimizer.copy_and_resolve_references()
+
+    prior = config.prior
+    prior.model = ConfigDict(
+        {
+            "name": "multigrained",
+            "conditional": False,
+            "condition_dropout": 0.0,
+            "dim": 768,
+            "num_layers": 24,
+            "num_heads": 16,
+            "embed_dim": 256,
+            "block_size": one_of("block", args.block, {n: n for n in (1, 2, 4, 8, 16)}),
+            "halo": args.halo,
+            "dropout": 0.1,
+            "label_smoothing": 0.1,
+            "scan": True,
+            "remat": True,
+            "dtype": "bfloat16",
+        }
+    )
+    prior.batch_size = 256
+    prior.steps = prior_epochs * train_images // prior.batch_size
+    prior.optimizer.name = "adamw"
+    prior.optimizer.learning_rate = 1e-4
+    prior.optimizer.b1 = 0.9
+    prior.optimizer.b2 = 0.96
+    prior.optimizer.weight_decay = 0.045
+    prior.optimizer.warmup_steps = 5_000
+    prior.use = "best"
+    # A block of n cells is finished after n steps at the latest.
+    config.sampling.steps = min(args.T, args.block**2)
     return config
 
 
@@ -98,7 +235,22 @@ def _stage() -> ConfigDict:
     stage.batch_size = 256  # global
     stage.microbatches = 1  # gradient accumulation: the batch is worked off in this many parts
     stage.steps = 100_000
-    stage.optimizer = ConfigDict(
+    stage.optimizer = _optimizer()
+    stage.ema_decay = 0.0  # 0 keeps no moving average of the weights
+    stage.log_every = 50
+    stage.eval_every = 5_000
+    stage.eval_images = 2_048  # of the validation split, at most
+    stage.checkpoint_every = 5_000
+    stage.keep_checkpoints = 2  # the newest; the best by `best_metric` is kept besides
+    stage.best_metric = ""
+    stage.best_mode = "max"
+    stage.use = "last"  # which checkpoint later stages and sample.py take: "last" or "best"
+    return stage
+
+
+def _optimizer() -> ConfigDict:
+    """The settings of an optimizer and its learning rate."""
+    return ConfigDict(
         {
             "name": "adam",
             "learning_rate": 1e-4,
@@ -112,13 +264,3 @@ def _stage() -> ConfigDict:
             "end_factor": 0.0,
         }
     )
-    stage.ema_decay = 0.0  # 0 keeps no moving average of the weights
-    stage.log_every = 50
-    stage.eval_every = 5_000
-    stage.eval_images = 2_048  # of the validation split, at most
-    stage.checkpoint_every = 5_000
-    stage.keep_checkpoints = 2  # the newest; the best by `best_metric` is kept besides
-    stage.best_metric = ""
-    stage.best_mode = "max"
-    stage.use = "last"  # which checkpoint later stages and sample.py take: "last" or "best"
-    return stage

@@ -1,18 +1,29 @@
-r"""Efficient-VQGAN on FFHQ at 256x256, full size. Paper 000, sections 4.1-4.2, tables 1-3.
+r"""Efficient-VQGAN on FFHQ at 256x256 to 1024x1024, full size. Paper 000, section 4.
 
     python train.py --config=configs/ffhq_effvqgan.py --workdir=runs/ffhq \
         --config.data.source.path=/data/ffhq256
 
-The paper reports on FFHQ: reconstruction FID 3.38 (f = 16) and 2.72 (f = 8); FID of samples 5.28 (f
-= 16), with the adversarial loss of Eq. 1. Trained there on 8 A100: tokenizer 50 epochs at batch 16,
-prior 200 epochs.
+The paper trained on 8 A100: the tokenizer 50 epochs at batch 16, the prior 200 epochs. Its FID:
 
-Data: a folder of the 70,000 images at 256x256 or larger, named so that they sort (00000.png ...):
-the first 60,000 train, the last 10,000 validate.
+    argument          what                               table, figure        FID
+    f=16              reconstruction                     table 1             3.38
+    f=8               reconstruction                     table 1             2.72
+    f=16              samples                            table 3             5.28
+    res=1024          samples                            table 4, figure 6  11.81
+    tokenizer=vqgan   samples, on VQGAN's tokenizer      table 7              7.5
+
+Data: a folder of the 70,000 images at that resolution or a larger one, named so that they sort
+(00000.png ...): the first 60,000 train, the last 10,000 validate.
 
 Arguments, as in `--config=...:f=8`:
 
-    f       downsampling factor of the tokenizer, 16 or 8 (16)
+    f           downsampling factor of the tokenizer, 16 or 8 (16)
+    res         side of the images, 256, 512 or 1024 (256)
+    tokenizer   efficient or vqgan (efficient)
+    block       W_s, side of a query block: 1 (autoregressive), 2, 4, 8 or 16 (8); figures 8 and 9
+    halo        E_s, how far a window reaches beyond its query block (2)
+    T           parallel steps in a block (8); figure 8 has 4, 8, 12, 16, 24 and 32. It is a setting
+                of the sampler: `sample.py --steps` has the same effect on a trained run
 
 How many parameters that makes:
 
@@ -20,11 +31,11 @@ How many parameters that makes:
     f = 16 43,753,587  183,969,024
     f = 8  11,031,283  183,996,672
 
-Where the paper is silent (optimizers, learning rates, batch of the prior) the values are ours.
+Where the paper is silent (optimizers, learning rates, batch of the prior, when the adversary
+starts) the values are ours.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -37,79 +48,15 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    args = common.parse_arg(arg, f=16)
-    widths, depths = common.one_of(
-        "f", args.f, {16: ((128, 256, 512), (2, 2, 6)), 8: ((128, 256), (2, 6))}
-    )
-    config = common.get_config()
+    args = common.parse_arg(arg, **common.EFFVQGAN_ARGUMENTS)
+    config = common.efficient_vqgan(args, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
     config.data.source = ConfigDict(
         {
             "name": "folder",
             "path": "",
-            "train_range": "0:60000",
-            "validation_range": "60000:70000",
+            "train_range": f"0:{TRAIN_IMAGES}",
+            "validation_range": f"{TRAIN_IMAGES}:70000",
         }
     )
-    config.data.resolution = 256
     config.data.crop = "center"
-    config.data.workers = 8
-
-    tokenizer = config.tokenizer
-    tokenizer.model = ConfigDict(
-        {
-            "name": "efficient_vqgan",
-            "patch_size": 4,
-            "widths": widths,
-            "depths": depths,
-            "head_dim": 32,
-            "window": 8,
-            "mlp_ratio": 4,
-            "remat": False,
-            "dtype": "bfloat16",
-            "quantizer": {
-                "num_codes": 1024,
-                "code_dim": 256,
-                "learning": "gradient",
-                "beta": 0.25,
-                "decay": 0.99,
-                "latent_norm": "none",
-                "restart_below": 0.0,
-            },
-        }
-    )
-    tokenizer.batch_size = 16
-    tokenizer.steps = 50 * TRAIN_IMAGES // tokenizer.batch_size
-    tokenizer.optimizer.learning_rate = 1e-4
-    tokenizer.optimizer.b1 = 0.5
-    tokenizer.optimizer.b2 = 0.9
-    tokenizer.optimizer.warmup_steps = 5_000
-
-    prior = config.prior
-    prior.model = ConfigDict(
-        {
-            "name": "multigrained",
-            "conditional": False,
-            "dim": 768,
-            "num_layers": 24,
-            "num_heads": 16,
-            "embed_dim": 256,
-            "block_size": 8,
-            "halo": 2,
-            "dropout": 0.1,
-            "label_smoothing": 0.1,
-            "query_blocks_per_image": placeholder(int),
-            "scan": True,
-            "remat": True,
-            "dtype": "bfloat16",
-        }
-    )
-    prior.batch_size = 256
-    prior.steps = 200 * TRAIN_IMAGES // prior.batch_size
-    prior.optimizer.name = "adamw"
-    prior.optimizer.learning_rate = 1e-4
-    prior.optimizer.b1 = 0.9
-    prior.optimizer.b2 = 0.96
-    prior.optimizer.weight_decay = 0.045
-    prior.optimizer.warmup_steps = 5_000
-    prior.use = "best"
     return config

@@ -61,6 +61,16 @@ def get_config(arg: str = "") -> ConfigDict:
     tokenizer.loss.l1 = 0.5
     tokenizer.loss.perceptual = 0.1
     tokenizer.loss.perceptual_net = "alexnet"
+    # The projected one wants 224x224 pixels, too much work for a CPU.
+    discriminator = tokenizer.discriminator
+    discriminator.model = ConfigDict(
+        {"name": "patchgan", "num_layers": 2, "width": 32, "dtype": "float32"}
+    )
+    discriminator.start = 600
+    discriminator.ramp = 100
+    discriminator.optimizer.learning_rate = 5e-4
+    discriminator.optimizer.b1 = 0.5
+    discriminator.optimizer.b2 = 0.9
     tokenizer.batch_size = 16
     tokenizer.steps = 1_000
     tokenizer.optimizer.learning_rate = 1e-3

@@ -5,7 +5,12 @@ import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # Tests wait for the compiler, not for the programs.
+        "--xla_backend_optimization_level=0",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -24,7 +24,14 @@ ROOT = Path(__file__).parent.parent
 STEPS = 40
 # Without its usual eps Adam makes whole steps of what is only rounding: in a gradient that is 0
 # (the bias of attention keys), two ways of adding up differ in sign.
-FLAGS = tuple(f"--config.{name}.optimizer.eps=1e-3" for name in ("tokenizer", "prior"))
+FLAGS = (
+    "--config.tokenizer.discriminator.optimizer.eps=1e-3",
+    *(
+        f"--config.{name}.{setting}"
+        for name in ("tokenizer", "prior")
+        for setting in ("optimizer.eps=1e-3", "eval_every=20", "checkpoint_every=7")
+    ),
+)
 
 
 def start(images: Path, workdir: Path, devices: int, *args: str) -> subprocess.Popen[str]:

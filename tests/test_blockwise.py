@@ -8,108 +8,21 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from tiny_prior import CODES, FAST_COMPILE, make, schedule, spec_of
+from tiny_prior import CODES, make, schedule, spec_of
+from tiny_sampler import (
+    BATCH,
+    Watched,
+    blocks_of,
+    cells_of,
+    noise_logits,
+    nothing_known,
+    random_known,
+    sample,
+)
 
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers import blockwise
 from vqjax.samplers.blockwise import BlockwiseSampling
-
-BATCH = 3
-
-
-def sample(apply, variables, known, known_mask, spec, seed=0, condition=None):
-    """`blockwise.sample` with numpy in and out: the code map."""
-    return np.asarray(
-        _sample(
-            apply,
-            variables,
-            jax.random.key(seed),
-            jnp.zeros((len(known), 0), jnp.int32) if condition is None else condition,
-            jnp.asarray(known),
-            jnp.asarray(known_mask),
-            spec,
-        ).codes
-    )
-
-
-_sample = jax.jit(
-    lambda apply, variables, *arguments: blockwise.sample(apply, variables, *arguments),
-    static_argnums=(0, 6),
-    compiler_options=FAST_COMPILE,
-)
-
-
-def blocks_of(spec):
-    """(top, left) of the blocks in raster order."""
-    (h, w), size = spec.grid, spec.block_size
-    return [(top, left) for top in range(0, h, size) for left in range(0, w, size)]
-
-
-def cells_of(spec, block, margin=0):
-    """Of each cell of a block with `margin` around it, the flat index in the grid; None outside."""
-    (h, w), size = spec.grid, spec.block_size
-    top, left = blocks_of(spec)[block]
-    return [
-        row * w + column if 0 <= row < h and 0 <= column < w else None
-        for row in range(top - margin, top + size + margin)
-        for column in range(left - margin, left + size + margin)
-    ]
-
-
-def random_known(spec, seed=0, batch=BATCH):
-    """Codes, and cells given: some blocks whole, some in part, the last image fully."""
-    rng = np.random.default_rng(seed)
-    n = spec.grid[0] * spec.grid[1]
-    known = rng.integers(0, CODES, (batch, n)).astype(np.int32)
-    mask = rng.uniform(size=(batch, n)) < 0.3
-    for block in range(len(blocks_of(spec))):
-        inside = [cell for cell in cells_of(spec, block) if cell is not None]
-        mask[rng.integers(batch), inside] = True
-    mask[-1] = True
-    # A block that is given in all images.
-    mask[:, [cell for cell in cells_of(spec, 1) if cell is not None]] = True
-    return known, mask
-
-
-def nothing_known(spec, batch=BATCH):
-    n = spec.grid[0] * spec.grid[1]
-    return np.zeros((batch, n), np.int32), np.zeros((batch, n), bool)
-
-
-# What the sampler does, watched from a model that only takes notes
-
-
-class Watched:
-    """A prior whose global tokens are the codes themselves, and which records every call."""
-
-    def __init__(self, logits_of):
-        """`logits_of(window_codes, query, condition)` are its logits."""
-        self.logits_of = logits_of
-        self.calls = []
-
-    def apply(self, variables, *inputs, method=None):
-        if method == "block_tokens":
-            return inputs[0].astype(jnp.float32)
-        window, query, block_tokens, condition, _ = inputs
-        jax.debug.callback(self._note, window, query, block_tokens, ordered=True)
-        return self.logits_of(window, query, condition)
-
-    def _note(self, *call):
-        self.calls.append([np.asarray(x) for x in call])
-
-    def sample(self, *arguments, **options):
-        """The codes, and the calls (window, query, block tokens) in their order."""
-        self.calls.clear()
-        codes = sample(self.apply, {}, *arguments, **options)
-        jax.effects_barrier()
-        return codes, list(self.calls)
-
-
-def noise_logits(window, query, condition):
-    """Logits of nine cells that vary with what is seen."""
-    seed = jnp.sum(window, axis=-1, keepdims=True)[..., None] + query[:, None, None]
-    cell, code = jnp.arange(9)[:, None], jnp.arange(CODES)
-    return 3 * jnp.sin(1.0 + seed + 2.3 * cell * code + 0.7 * code)
 
 
 @pytest.fixture(scope="module")
@@ -304,64 +217,6 @@ def test_the_key_decides():
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert (first[0] != first[1]).any()  # images of a batch are drawn apart
-
-
-def greedy_oracle(prior, variables, known, mask, spec):
-    """The most likely codes, the most confident first: plain loops around the model's forward."""
-    codes = np.where(mask, known, spec.mask_id)
-    batch, g = len(codes), len(blocks_of(spec))
-    forward = jax.jit(prior.apply, static_argnums=5, compiler_options=FAST_COMPILE)
-    block_tokens = functools.partial(prior.apply, variables, method="block_tokens")
-    condition = jnp.zeros((batch, 0), jnp.int32)
-    for block in range(g):
-        start = (codes[:, own_of(spec, block)] == spec.mask_id).sum(1)
-        plan = [schedule(n, spec.steps) for n in start]
-        for step in range(spec.steps):
-            window = np.full((batch, (spec.block_size + 2 * spec.halo) ** 2), spec.mask_id)
-            for slot, cell in enumerate(cells_of(spec, block, spec.halo)):
-                if cell is not None:
-                    window[:, slot] = codes[:, cell]
-            glob = np.full((batch, g, spec.block_size**2), spec.mask_id)
-            for other in range(g):
-                for b in range(batch):
-                    if (codes[b, own_of(spec, other)] != spec.mask_id).all():
-                        for slot, cell in enumerate(cells_of(spec, other)):
-                            if cell is not None:
-                                glob[b, other, slot] = codes[b, cell]
-            logits = forward(
-                variables,
-                jnp.asarray(window, jnp.int32),
-                jnp.full((batch,), block, jnp.int32),
-                block_tokens(jnp.asarray(glob, jnp.int32)),
-                condition,
-                spec.grid,
-            )
-            log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
-            for b in range(batch):
-                open_cells = [
-                    (log_p[b, slot].max(), cell, log_p[b, slot].argmax())
-                    for slot, cell in enumerate(cells_of(spec, block))
-                    if cell is not None and codes[b, cell] == spec.mask_id
-                ]
-                open_cells.sort(reverse=True)
-                for _, cell, code in open_cells[: plan[b][step] - plan[b][step + 1]]:
-                    codes[b, cell] = code
-    return codes
-
-
-def own_of(spec, block):
-    return [cell for cell in cells_of(spec, block) if cell is not None]
-
-
-def test_the_whole_sampler_equals_plain_loops_where_nothing_is_random():
-    prior, variables = make()
-    spec = spec_of(steps=3, top_k=1, choice_temperature=0.0)
-    known, mask = random_known(spec, seed=3)
-    mask[0] = False
-    codes = sample(prior.apply, variables, known, mask, spec)
-    expected = greedy_oracle(prior, variables, known, mask, spec)
-    np.testing.assert_array_equal(codes, expected)
-    assert len(np.unique(codes[0])) > 3
 
 
 def test_a_second_call_compiles_nothing():

@@ -19,7 +19,9 @@ from vqjax.training.sharding import make_mesh
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {
     "openmoji_effvqgan": ["", "res=64,f=8", "res=128,f=16,size=base"],
-    "ffhq_effvqgan": ["", "f=8"],
+    "ffhq_effvqgan": ["", "f=8,res=1024", "tokenizer=vqgan", "block=1,halo=4,T=16"],
+    "celebahq_effvqgan": [""],
+    "imagenet_effvqgan": ["", "f=8,tokenizer=vqgan"],
 }
 
 
@@ -53,14 +55,16 @@ def test_both_stages_build(name, arg, tmp_path):
     assert stages[0].tokenizer == stages[1].tokenizer
 
 
+@pytest.mark.parametrize("name", ["ffhq_effvqgan", "imagenet_effvqgan"])
 @pytest.mark.parametrize("f", [16, 8])
-def test_parameters_of_the_docstring(f, tmp_path):
+def test_parameters_of_the_docstring(f, name, tmp_path):
     """Paper 000: the prior has 185 M parameters."""
-    config = load("ffhq_effvqgan", f"f={f}")
-    docstring = importlib.import_module("configs.ffhq_effvqgan").__doc__
+    config = load(name, f"f={f}")
+    docstring = importlib.import_module(f"configs.{name}").__doc__
     row = re.search(rf"f = {f} +([\d,]+) +([\d,]+)$", docstring, re.MULTILINE)
     said = [int(number.replace(",", "")) for number in row.groups()]
-    counted = [parameters(build_stage(config, s, tmp_path, 1)) for s in ("tokenizer", "prior")]
+    stages = (build_stage(config, stage, tmp_path, 1000) for stage in ("tokenizer", "prior"))
+    counted = [parameters(stage) for stage in stages]
     assert said == counted
     assert counted[1] == pytest.approx(185e6, rel=0.01)
 
@@ -109,5 +113,13 @@ def test_wrong_arguments():
         load("openmoji_effvqgan", "reso=64")
     with pytest.raises(InputError, match="f takes a value of type int"):
         load("ffhq_effvqgan", "f=large")
-    with pytest.raises(InputError, match="f=4: valid: 16, 8"):
+    with pytest.raises(InputError, match="f=4: valid: 8, 16"):
         load("ffhq_effvqgan", "f=4")
+
+
+def test_ablations_of_the_sampler():
+    """A block is sampled in no more steps than it has cells."""
+    assert load("ffhq_effvqgan").sampling.steps == 8
+    assert load("ffhq_effvqgan", "T=32").sampling.steps == 32
+    assert load("ffhq_effvqgan", "block=2").sampling.steps == 4
+    assert load("ffhq_effvqgan", "block=1").sampling.steps == 1

@@ -343,9 +343,33 @@ def test_build_prior_refuses_a_tokenizer_of_another_kind(monkeypatch):
         {"num_heads": 3},
         {"num_heads": 0},
         {"query_blocks_per_image": 0},
+        {"query_blocks_per_image": "few"},
+        {"condition_dropout": 1.0},
+        {"condition_dropout": -0.1},
     ],
 )
 def test_fields_out_of_their_range_are_named(fields):
     ((name, value),) = fields.items()
     with pytest.raises(InputError, match=f"prior {name}={value}: .* is needed"):
         make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "grid", "expected"),
+    [
+        ("auto", (32, 32), 16),
+        ("auto", (16, 64), 16),
+        ("auto", (33, 32), 4),
+        ("auto", (64, 64), 4),
+        (None, (64, 64), 64),
+        (8, (64, 64), 8),
+        (8, (16, 16), 4),
+    ],
+)
+def test_query_blocks_of_an_image(drawn, grid, expected):
+    prior = MultiGrainedPrior(num_codes=CODES, grid=grid, query_blocks_per_image=drawn)
+    assert prior.drawn_blocks(grid) == expected
+
+
+def test_few_query_blocks_are_the_default_on_large_grids():
+    assert MultiGrainedPrior(num_codes=CODES, grid=(64, 64)).drawn_blocks((64, 64)) == 4

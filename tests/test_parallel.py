@@ -16,7 +16,11 @@ from vqjax.training.sharding import global_batch, make_mesh, state_shardings
 from vqjax.training.state import random_key
 
 STEPS = 10
-SPLITS = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}]
+SPLITS = [
+    {"data": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -31,6 +35,11 @@ def loss_curve(name, mesh):
     run = tiny.finished_run()
     config = run.config.copy_and_resolve_references()
     config[name].optimizer.eps = 1e-3
+    # From the first step on; but two players amplify what is only rounding: a weak adversary.
+    discriminator = config.tokenizer.discriminator
+    discriminator.start = discriminator.ramp = 0
+    discriminator.weight, discriminator.optimizer.learning_rate = 0.05, 3e-4
+    discriminator.optimizer.eps = 1e-3
     stage = tiny.make_stage(config, name, run.workdir)
     shapes = loop.abstract_state(stage, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -65,9 +74,10 @@ def reference(name):
 def test_eight_devices_are_as_one(name, sizes, everything_split):
     losses, split = loss_curve(name, make_mesh(sizes))
     assert split == {axis for axis in ("fsdp", "tensor") if sizes.get(axis, 1) > 1}
-    # Codes are drawn and compared in the same way, so that only the order of sums is different;
-    # the loss itself changes by far more over these steps.
-    np.testing.assert_allclose(losses, reference(name), rtol=2e-4)
+    # Codes are drawn and compared in the same way, so that only the order of sums is different,
+    # which two players amplify; the loss itself changes by far more over these steps.
+    tolerance = {"tokenizer": 2e-3, "prior": 2e-4}[name]
+    np.testing.assert_allclose(losses, reference(name), rtol=tolerance)
     assert abs(losses[0, 0] - losses[-1, 0]) > 0.02 * losses[0, 0]
 
 
@@ -106,7 +116,7 @@ def test_two_processes_are_as_one(tmp_path):
             for folder in (single, tmp_path / "run")
         ]
         for one, two in zip(*lines, strict=True):
-            assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+            assert one == pytest.approx(two, rel=1e-2, abs=1e-2)
         one, two = (tiny.final_state(config, name, folder) for folder in (single, tmp_path / "run"))
         for (path, x), y in zip(
             jax.tree.leaves_with_path(one.generator.params),

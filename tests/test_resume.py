@@ -47,8 +47,12 @@ def test_state_has_all_that_training_changes():
     start = tiny.make_stage(run.config, "tokenizer", run.workdir).init(jax.random.key(0))
     end = tiny.final_state(run.config, "tokenizer", run.workdir)
     assert end.step == run.config.tokenizer.steps
-    for part in ("params", "opt_state", "ema", "model_state"):
-        before, after = getattr(start.generator, part), getattr(end.generator, part)
+    parts = ("params", "opt_state", "ema", "model_state")
+    for player, part in [
+        *(("generator", part) for part in parts),
+        *(("discriminator", part) for part in parts if part != "ema"),
+    ]:
+        before, after = (getattr(getattr(state, player), part) for state in (start, end))
         assert jax.tree.leaves(after), part
         assert any(
             not np.array_equal(x, y)

@@ -26,6 +26,8 @@ CHIP_GIB = 16  # of a v5e
 
 # A process of its own, since libtpu reads these when it is loaded.
 ENVIRONMENT = {
+    # Compiling takes no chip, so it need not wait for another process that has loaded libtpu.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_SKIP_MDS_QUERY": "1",

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from vqjax import quantizers
 from vqjax.data import build_source, evaluation_batches
@@ -27,8 +28,10 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 @pytest.fixture
 def config():
-    """Of the finished run, to be changed."""
-    return tiny.finished_run().config.copy_and_resolve_references()
+    """Of the finished run, to be changed, without its adversary."""
+    config = tiny.finished_run().config.copy_and_resolve_references()
+    config.tokenizer.discriminator.model = ConfigDict({"name": "none"})
+    return config
 
 
 def gradient_codebook(config):
@@ -95,7 +98,7 @@ def plain_tokenizer_loss(stage, frozen, images):
         total = weights.vq * quantized["vq_loss"]
         total += weights.l1 * l1_loss(x, y) + weights.l2 * l2_loss(x, y)
         if weights.perceptual:
-            total += weights.perceptual * jnp.mean(stage.lpips.apply(frozen, x, y))
+            total += weights.perceptual * jnp.mean(stage.lpips.apply(frozen["perceptual"], x, y))
         return total, model_state
 
     return jax.value_and_grad(loss, has_aux=True)
@@ -292,9 +295,9 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
 class Breaks(TokenizerStage):
     """Its l2 term is not a number in the fifth step."""
 
-    def train_step(self, state, frozen, images, labels):
+    def train_step(self, state, frozen, images, labels, phase=None):
         self.step = state.step
-        return super().train_step(state, frozen, images, labels)
+        return super().train_step(state, frozen, images, labels, phase)
 
     def reconstruction_loss(self, reconstructions, images, frozen):
         loss, terms = super().reconstruction_loss(reconstructions, images, frozen)

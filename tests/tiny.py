@@ -81,6 +81,11 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.tokenizer.loss.perceptual = 0.0
+    discriminator = config.tokenizer.discriminator
+    discriminator.model = ConfigDict({"name": "patchgan", "num_layers": 1, "width": 8})
+    discriminator.start, discriminator.ramp = 4, 3
+    discriminator.augment = ("color", "translation")
+    discriminator.optimizer.learning_rate = 3e-3
     config.prior.model = ConfigDict(
         {
             "name": "multigrained",

@@ -80,5 +80,5 @@ def _check_override(override: str, config: ConfigDict) -> None:
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {' '.join(line.strip() for line in str(error).splitlines())}", file=sys.stderr)
     sys.exit(status)

@@ -3,6 +3,7 @@
 Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked training).
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 import einops
@@ -20,6 +21,8 @@ from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
 from vqjax.tokens import Tokens
 
 Context = Literal["mixed", "random", "prefix"]
+# Where query_blocks_per_image="auto" takes all blocks, and how many it takes elsewhere.
+_SMALL_GRID, _FEW_BLOCKS = 32 * 32, 4
 
 
 class GridEmbedding(nn.Module):
@@ -69,8 +72,12 @@ class MultiGrainedPrior(nn.Module):
         halo: E_s, how far the local window reaches beyond it.
         dropout: rate on the embeddings and in the transformer.
         label_smoothing: of the training loss; a held-out loss is never smoothed.
+        condition_dropout: probability, [0, 1), that an image's condition is the null one in a
+            training step, which classifier-free guidance in sampling needs.
         query_blocks_per_image: how many blocks of each image are predicted in a training step,
-            drawn at random, which leaves the loss unbiased; None means all.
+            drawn at random, which leaves the loss unbiased; None means all, as in the paper. "auto"
+            is all on grids of up to 32 x 32 cells and 4 on larger ones, where the windows of all
+            blocks cost more than full attention.
         scan: see `Transformer`.
         remat: see `Transformer`.
         dtype: compute dtype; parameters are float32.
@@ -90,7 +97,8 @@ class MultiGrainedPrior(nn.Module):
     halo: int = 2
     dropout: float = 0.1
     label_smoothing: float = 0.1
-    query_blocks_per_image: int | None = None
+    condition_dropout: float = 0.0
+    query_blocks_per_image: int | str | None = "auto"
     scan: bool = True
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -103,12 +111,14 @@ class MultiGrainedPrior(nn.Module):
             InputError: a field out of its range.
         """
         drawn = self.query_blocks_per_image
+        drawn_fits = drawn in (None, "auto") or (isinstance(drawn, int) and drawn >= 1)
         divisors = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
         for name, good, expected in (
             ("block_size", self.block_size >= 1, "at least 1"),
             ("halo", self.halo >= 0, "0 or more"),
             ("num_heads", self.num_heads in divisors, f"a divisor of dim={self.dim}"),
-            ("query_blocks_per_image", drawn is None or drawn >= 1, "None (all) or at least 1"),
+            ("condition_dropout", 0 <= self.condition_dropout < 1, "[0, 1)"),
+            ("query_blocks_per_image", drawn_fits, "'auto', None (all) or at least 1"),
         ):
             if not good:
                 raise InputError(f"prior {name}={getattr(self, name)}: {expected} is needed")
@@ -151,6 +161,19 @@ class MultiGrainedPrior(nn.Module):
     def layout(self, grid: tuple[int, int]) -> BlockLayout:
         """Blocks and windows of a latent grid."""
         return block_layout(grid, self.block_size, self.halo)
+
+    def drawn_blocks(self, grid: tuple[int, int]) -> int:
+        """How many query blocks of each image are predicted in a training step on a grid."""
+        drawn, blocks = self.query_blocks_per_image, self.layout(grid).num_blocks
+        if isinstance(drawn, int):
+            return min(drawn, blocks)
+        few = drawn == "auto" and math.prod(grid) > _SMALL_GRID
+        return min(_FEW_BLOCKS, blocks) if few else blocks
+
+    def null_condition(self, condition: Int[Array, "b c"]) -> Int[Array, "b c"]:
+        """The condition that says nothing, in the shape of another: the null id, then padding."""
+        row = jnp.where(jnp.arange(condition.shape[1]) == 0, self.null_id, self.padding_id)
+        return jnp.broadcast_to(row.astype(condition.dtype), condition.shape)
 
     def block_tokens(self, block_codes: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
         """The global tokens of blocks, without their positions.
@@ -229,8 +252,8 @@ class MultiGrainedPrior(nn.Module):
         Args:
             tokens: dense tokens.
             condition: see `__call__`.
-            train: label smoothing, dropout (rng stream "dropout") and a draw of query blocks;
-                otherwise all are taken.
+            train: label smoothing, dropout, of the condition too (rng stream "dropout"), and a draw
+                of query blocks; otherwise all are taken.
             mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the
                 cosine schedule.
             context: "mixed" draws one of the two for each query block.
@@ -245,6 +268,8 @@ class MultiGrainedPrior(nn.Module):
         """
         layout = self.layout(tokens.grid)
         codes = tokens.code_map.reshape(tokens.codes.shape)
+        if train:
+            condition = self._drop_condition(condition)
         queries = self._draw_queries(codes.shape[0], layout, train)
         token_mask, block_mask = self._draw_masks(queries, layout, mask_ratio, context)
 
@@ -277,10 +302,18 @@ class MultiGrainedPrior(nn.Module):
             "predicted_tokens": number.astype(jnp.float32),
         }
 
+    def _drop_condition(self, condition: Int[Array, "b c"]) -> Int[Array, "b c"]:
+        """The null condition for some of the images, drawn once for all query blocks of each."""
+        if not self.condition_dropout or not condition.shape[1]:
+            return condition
+        key = self.make_rng("dropout")
+        dropped = jax.random.bernoulli(key, self.condition_dropout, (condition.shape[0], 1))
+        return jnp.where(dropped, self.null_condition(condition), condition)
+
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
         """Which blocks of each image are predicted."""
-        drawn = self.query_blocks_per_image
-        if not train or drawn is None or drawn >= layout.num_blocks:
+        drawn = self.drawn_blocks(layout.grid)
+        if not train or drawn == layout.num_blocks:
             return jnp.broadcast_to(jnp.arange(layout.num_blocks), (batch, layout.num_blocks))
         score = jax.random.uniform(self.make_rng("mask"), (batch, layout.num_blocks))
         return jnp.argsort(score, axis=1)[:, :drawn]

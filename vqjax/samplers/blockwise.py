@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -36,6 +37,11 @@ class BlockwiseSampling:
         top_p: draw among the most likely codes of this total probability, (0, 1]; 1 for all.
         choice_temperature: scale of the Gumbel noise on the confidence by which tokens are kept; it
             falls to 0 over the steps.
+        guidance: weight of classifier-free guidance, 0 or more: the logits are those under the null
+            condition, and this times what the condition adds to them. 1 is none, and costs nothing;
+            any other doubles the batch of each step.
+        guidance_schedule: "constant", or "linear": the weight grows from 1 to `guidance` while the
+            image is sampled (Muse, Chang et al. 2023, section 2.7).
 
     Raises:
         InputError: a value out of its range.
@@ -50,6 +56,8 @@ class BlockwiseSampling:
     top_k: int = 0
     top_p: float = 1.0
     choice_temperature: float = 4.5
+    guidance: float = 1.0
+    guidance_schedule: str = "constant"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -59,6 +67,12 @@ class BlockwiseSampling:
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("choice_temperature", 0 <= self.choice_temperature < math.inf, "0 or more"),
+            ("guidance", 0 <= self.guidance < math.inf, "0 or more"),
+            (
+                "guidance_schedule",
+                self.guidance_schedule in ("constant", "linear"),
+                "constant or linear",
+            ),
         ):
             if not good:
                 raise InputError(f"sampling {name}={getattr(self, name)}: {expected} is needed")
@@ -93,8 +107,8 @@ def choose(
 ) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
     """Draws a code for every cell and chooses the unknown cells that are fixed by it.
 
-    The confidence of a drawn code is its log-probability under the model, before temperature and
-    filters, plus `noise` times a Gumbel variable.
+    The confidence of a drawn code is its log-probability by these logits (guided, where there is
+    guidance) before temperature and filters, plus `noise` times a Gumbel variable.
 
     Args:
         key: a random key.
@@ -116,6 +130,52 @@ def choose(
     # Known cells rank last, above every finite confidence.
     rank = jnp.argsort(jnp.argsort(jnp.where(unknown, confidence, jnp.inf), axis=-1), axis=-1)
     return drawn.astype(jnp.int32), unknown & (rank >= keep_masked[:, None])
+
+
+def guidance_weight(
+    block: Int[Array, ""], step: Int[Array, ""], num_blocks: int, spec: BlockwiseSampling
+) -> Float[Array, ""]:
+    """The weight of guidance at a step of a block, by the part of all steps that lies before it."""
+    if spec.guidance_schedule == "constant":
+        return jnp.float32(spec.guidance)
+    progress = (block + step / spec.steps) / num_blocks
+    return 1.0 + (spec.guidance - 1.0) * progress
+
+
+def guided_logits(
+    apply: Callable[..., Any],
+    variables: Mapping[str, Any],
+    window_codes: Int[Array, "b n"],
+    query: Int[Array, "b"],
+    block_tokens: Float[Array, "b g d"],
+    condition: Int[Array, "b c"],
+    grid: tuple[int, int],
+    weight: Float[Array, ""],
+) -> Float[Array, "b q k"]:
+    """Logits under no condition, and `weight` times what the condition adds to them.
+
+    Both come from one call on twice the rows. See `MultiGrainedPrior.__call__` for what is not said
+    here.
+
+    Args:
+        apply: `MultiGrainedPrior.apply`.
+        variables: its variables.
+        window_codes: of the query blocks.
+        query: their indices.
+        block_tokens: of all blocks.
+        condition: what the logits are to be guided to.
+        grid: of the latent map.
+        weight: 1 for the logits under the condition, 0 for those without.
+
+    Source: classifier-free guidance (Ho and Salimans 2022), Eq. 6, on logits as in Muse.
+    """
+    null = apply(variables, condition, method="null_condition")
+    # The two rows of an image side by side: a batch that is split over devices stays where it is.
+    both = einops.rearrange(jnp.stack([null, condition]), "two b c -> (b two) c")
+    twice = (jnp.repeat(x, 2, axis=0) for x in (window_codes, query, block_tokens))
+    logits = apply(variables, *twice, both, grid)
+    without, given = einops.rearrange(logits, "(b two) q k -> two b q k", two=2)
+    return without + weight * (given - without)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "spec"))
@@ -176,9 +236,12 @@ def sample(
         def advance(state: tuple[Array, Array]) -> tuple[Array, Array]:
             step, codes = state
             unknown = unknown_of(codes)
-            logits = apply(
-                variables, codes[:, window_cells], query, global_tokens, condition, spec.grid
-            )
+            inputs = codes[:, window_cells], query, global_tokens, condition, spec.grid
+            if spec.guidance == 1.0:
+                logits = apply(variables, *inputs)
+            else:
+                weight = guidance_weight(block, step, layout.num_blocks, spec)
+                logits = guided_logits(apply, variables, *inputs, weight)
             keep = still_masked(step, spec.steps, at_start, jnp.sum(unknown, axis=-1))
             noise = spec.choice_temperature * (1.0 - (step + 1) / spec.steps)
             key = jax.random.fold_in(block_key, step)

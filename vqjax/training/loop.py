@@ -48,14 +48,17 @@ def abstract_state(stage: Stage, mesh: Mesh) -> State:
     return placed(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
 
 
-def compile_train_step(stage: Stage, mesh: Mesh) -> Any:
-    """`stage.train_step` jitted on a mesh; the old state's memory is given to the new one."""
+def compile_train_step(stage: Stage, mesh: Mesh, phase: int | None = None) -> Any:
+    """`stage.train_step` of a phase (None: the last) jitted on a mesh.
+
+    The old state's memory is given to the new one.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(stage, mesh))
     # On a CPU, checkpoints are written from the very memory that a donated state would be
     # overwritten in.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
-        stage.train_step,
+        functools.partial(stage.train_step, phase=phase),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=() if on_cpu else (0,),
     )
@@ -125,7 +128,8 @@ def train_stage(
     if main and start == 0:
         _write_overview(folder, stage, shapes)
 
-    train_step = compile_train_step(stage, mesh)
+    phase = stage.phase(start)
+    train_step = compile_train_step(stage, mesh, phase)
     to_devices = functools.partial(global_batch, mesh=mesh)
     batches = train_batches(
         train_source,
@@ -192,6 +196,10 @@ def train_stage(
     ):
         for step in range(start + 1, config.steps + 1):
             batch = next(batches)
+            if stage.phase(step - 1) != phase:
+                phase = stage.phase(step - 1)
+                log.info("%s: phase %d begins with step %d", stage.name, phase, step)
+                train_step = compile_train_step(stage, mesh, phase)
             state, metrics = train_step(
                 state, frozen, *to_devices((batch["image"], batch["label"]))
             )

@@ -1,5 +1,6 @@
 """Training of a prior on a frozen tokenizer's tokens. Source: paper 000, section 3.3, Eq. 2."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import quantizers
+from vqjax.errors import InputError
 from vqjax.priors import Prior
 from vqjax.samplers.blockwise import BlockwiseSampling, sample
 from vqjax.tokenizers import Tokenizer
@@ -30,19 +32,26 @@ def sampling_spec(prior: Prior, grid: tuple[int, int], config: ConfigDict) -> Bl
     """How a prior is sampled on a latent grid, with the settings of `config.sampling`.
 
     Raises:
-        InputError: a setting out of its range.
+        InputError: a setting out of its range, or guidance of a prior that was not trained for it.
     """
-    return BlockwiseSampling(
+    names = {field.name for field in dataclasses.fields(BlockwiseSampling)}
+    spec = BlockwiseSampling(
         grid=grid,
         block_size=prior.block_size,
         halo=prior.halo,
         mask_id=prior.mask_id,
-        steps=config.steps,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        choice_temperature=config.choice_temperature,
+        **{name: value for name, value in config.items() if name in names},
     )
+    if spec.guidance != 1.0 and not prior.num_classes:
+        raise InputError(
+            f"sampling guidance={spec.guidance}: this prior is unconditional, so leave it at 1"
+        )
+    if spec.guidance != 1.0 and not prior.condition_dropout:
+        raise InputError(
+            f"sampling guidance={spec.guidance}: this prior has never seen the null condition, so"
+            " leave it at 1, or train one with --config.prior.model.condition_dropout=0.1"
+        )
+    return spec
 
 
 def condition_of(prior: Prior, labels: Int[Array, "b"]) -> Int[Array, "b c"]:
@@ -111,6 +120,8 @@ class PriorStage(Stage):
         self.resolution = resolution
         self.grid = tokenizer.grid(resolution, resolution)
         self.spec = sampling_spec(model, self.grid, sampling)
+        self.tile = sampling.decode_tile
+        tokenizer.check_tile(self.tile)
         self.apply: Callable[..., Any] = model.apply
         self.apply_tokenizer: Callable[..., Any] = tokenizer.apply
         self.eval_step = jax.jit(self._eval_step)
@@ -129,9 +140,14 @@ class PriorStage(Stage):
         return load_weights(self.tokenizer_folder, self.tokenizer_config, shapes)
 
     def train_step(
-        self, state: State, frozen: Any, images: UInt8[Array, "b H W 3"], labels: Int[Array, "b"]
+        self,
+        state: State,
+        frozen: Any,
+        images: UInt8[Array, "b H W 3"],
+        labels: Int[Array, "b"],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
-        """One update."""
+        """One update; there is one phase."""
 
         def grad_fn(params: Any, model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
             tokens, condition = batch
@@ -237,4 +253,5 @@ class PriorStage(Stage):
         return to_host(self.decode(frozen, tokens))
 
     def _decode(self, frozen: Any, tokens: Tokens) -> Float[Array, "b H W 3"]:
-        return jnp.clip(self.apply_tokenizer(frozen, tokens, method="decode"), -1.0, 1.0)
+        images = self.apply_tokenizer(frozen, tokens, self.tile, method="decode")
+        return jnp.clip(images, -1.0, 1.0)

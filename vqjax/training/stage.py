@@ -1,6 +1,7 @@
 """What the training loop asks of a stage: the tokenizer's, the prior's."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -70,9 +71,14 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def train_step(
-        self, state: State, frozen: Any, images: UInt8[Array, "b H W 3"], labels: Int[Array, "b"]
+        self,
+        state: State,
+        frozen: Any,
+        images: UInt8[Array, "b H W 3"],
+        labels: Int[Array, "b"],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
-        """One update, and the metrics of its batch; pure."""
+        """One update, and the metrics of its batch; pure. `phase`: None for the last one."""
 
     @abc.abstractmethod
     def evaluate(
@@ -80,28 +86,45 @@ class Stage(abc.ABC):
     ) -> tuple[dict[str, float], Pictures]:
         """Metrics over all validation batches, and picture grids."""
 
+    def phase(self, step: int) -> int:
+        """The phase of training after `step` steps, from 0; each has a program of its own."""
+        del step
+        return 0
+
     def init(self, key: Key[Array, ""]) -> State:
         """The state before the first step."""
-        variables = dict(self.init_variables(key))
-        params = variables.pop("params")
-        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
-        player = Player(params, self.optimizer.init(params), ema, variables)
+        player = new_player(self.init_variables(key), self.optimizer, bool(self.config.ema_decay))
         return State(jnp.zeros((), jnp.int32), player)
 
     def update(
         self, player: Player, grads: Any, model_state: Any, step: Int[Array, ""]
     ) -> tuple[Player, Metrics]:
-        """Applies a gradient to a player, and moves its average."""
-        updates, opt_state = self.optimizer.update(grads, player.opt_state, player.params)
-        params = optax.apply_updates(player.params, updates)
-        ema = player.ema
-        if ema is not None:
-            ema = ema_update(ema, params, self.config.ema_decay, step)
-        metrics = {
+        """Applies a gradient to the generator, and moves its average."""
+        player = apply_gradient(player, grads, model_state, self.optimizer)
+        if player.ema is not None:
+            ema = ema_update(player.ema, player.params, self.config.ema_decay, step)
+            player = dataclasses.replace(player, ema=ema)
+        return player, {
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(self.schedule(step), jnp.float32),
         }
-        return Player(params, opt_state, ema, model_state), metrics
+
+
+def new_player(variables: Any, optimizer: optax.GradientTransformation, average: bool) -> Player:
+    """A player that has not been trained; `average`: keep a moving average of its parameters."""
+    model_state = dict(variables)
+    params = model_state.pop("params")
+    ema = jax.tree.map(jnp.copy, params) if average else None
+    return Player(params, optimizer.init(params), ema, model_state)
+
+
+def apply_gradient(
+    player: Player, grads: Any, model_state: Any, optimizer: optax.GradientTransformation
+) -> Player:
+    """A player after one step of its optimizer, with its new model state and its old average."""
+    updates, opt_state = optimizer.update(grads, player.opt_state, player.params)
+    params = optax.apply_updates(player.params, updates)
+    return Player(params, opt_state, player.ema, model_state)
 
 
 def _check(name: str, config: ConfigDict) -> None:

@@ -1,12 +1,14 @@
-"""Training of a tokenizer: reconstruction and codebook. Source: paper 000, section 3.1, Eq. 1."""
+"""Training of a tokenizer: reconstruction, codebook, adversary. Source: paper 000, Eq. 1."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
@@ -14,11 +16,12 @@ from vqjax import quantizers, registry
 from vqjax.features.lpips import LPIPS, load_lpips
 from vqjax.losses import l1_loss, l2_loss, psnr
 from vqjax.tokenizers import Tokenizer
+from vqjax.training.adversary import Adversary
 from vqjax.training.optimizers import accumulate
 from vqjax.training.pictures import pair_grid
 from vqjax.training.sharding import to_host
-from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, to_float
-from vqjax.training.state import State, random_key
+from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, new_player, to_float
+from vqjax.training.state import Player, State, random_key
 
 PICTURES = 16
 
@@ -57,6 +60,9 @@ class TokenizerStage(Stage):
         self.image_shape = (resolution, resolution, 3)
         self.weights = LossWeights(**config.loss)
         self.lpips = LPIPS(self.weights.perceptual_net) if self.weights.perceptual else None
+        self.adversary = None
+        if config.discriminator.model.name != "none":
+            self.adversary = Adversary(config.discriminator, config.steps, self.image_shape)
         self.eval_step = jax.jit(self._eval_step)
         model.grid(resolution, resolution)
 
@@ -66,19 +72,34 @@ class TokenizerStage(Stage):
         images = jnp.zeros((1, *self.image_shape))
         return self.model.init({"params": params, "restart": restart}, images, train=True)
 
+    def init(self, key: Key[Array, ""]) -> State:
+        """The state before the first step, of both players."""
+        state = super().init(key)
+        if not self.adversary:
+            return state
+        variables = self.adversary.init_variables(jax.random.fold_in(key, 1))
+        opponent = new_player(variables, self.adversary.optimizer, average=False)
+        return dataclasses.replace(state, discriminator=opponent)
+
     def frozen_shapes(self) -> Any:
-        """Shapes of the perceptual net's variables."""
-        if not self.lpips:
-            return {}
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        return jax.eval_shape(self.lpips.init, jax.random.key(0), images, images)
+        """Shapes of what the losses look through: "perceptual" and "discriminator"."""
+        shapes: dict[str, Any] = {}
+        if self.lpips:
+            images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+            key = jax.random.key(0)
+            shapes["perceptual"] = jax.eval_shape(self.lpips.init, key, images, images)
+        if self.adversary:
+            shapes["discriminator"] = self.adversary.frozen_shapes()
+        return shapes
 
     def load_frozen(self, shapes: Any) -> Any:
-        """The perceptual net's variables."""
-        if not self.lpips:
-            return {}
-        _, variables = load_lpips(self.weights.perceptual_net)
-        return jax.device_put(variables, jax.tree.map(lambda x: x.sharding, shapes))
+        """The frozen networks' parameters."""
+        frozen: dict[str, Any] = {}
+        if self.lpips:
+            _, frozen["perceptual"] = load_lpips(self.weights.perceptual_net)
+        if self.adversary:
+            frozen["discriminator"] = self.adversary.load_frozen()
+        return jax.device_put(frozen, jax.tree.map(lambda x: x.sharding, shapes))
 
     def reconstruction_loss(
         self,
@@ -93,70 +114,96 @@ class TokenizerStage(Stage):
         if self.weights.l2:
             terms["l2"] = l2_loss(reconstructions, images)
         if self.lpips:
-            distance: Any = self.lpips.apply(frozen, reconstructions, images)
+            distance: Any = self.lpips.apply(frozen["perceptual"], reconstructions, images)
             terms["perceptual"] = jnp.mean(distance)
         total = sum(
             (getattr(self.weights, name) * value for name, value in terms.items()), jnp.zeros(())
         )
         return total, terms
 
+    def phase(self, step: int) -> int:
+        """1 from the adversary's first step on."""
+        return int(self.adversary is not None and step >= self.adversary.settings.start)
+
     def train_step(
-        self, state: State, frozen: Any, images: UInt8[Array, "b H W 3"], labels: Int[Array, "b"]
+        self,
+        state: State,
+        frozen: Any,
+        images: UInt8[Array, "b H W 3"],
+        labels: Int[Array, "b"],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
-        """One update; the labels are not used."""
+        """One update of the players that take part; the labels are not used."""
+        player, opponent = state.generator, state.discriminator
+        # Two programs, since XLA compiles what is inside of a conditional badly.
+        adversary = None if phase == 0 else self.adversary
 
         def grad_fn(params: Any, model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
             images = to_float(batch)
 
-            def generate(params: Any) -> Any:
-                (reconstructions, quantized), model_state_new = self.model.apply(
-                    {"params": params, **model_state},
+            def generate(own: Any) -> Any:
+                outputs: Any = self.model.apply(
+                    {"params": own, **model_state[0]},
                     images,
                     train=True,
                     rngs={"restart": rng},
-                    mutable=list(model_state),
+                    mutable=[*model_state[0], "intermediates"],
                 )
-                outputs = (reconstructions, quantized.pop("vq_loss"))
-                return outputs, (quantized, model_state_new)
+                (reconstructions, quantized), new = outputs
+                (features,) = new.pop("intermediates")["last_features"]
+                return (reconstructions, quantized.pop("vq_loss")), (quantized, new, features)
 
             # The losses meet at the reconstruction, and their cotangent there is pulled back
             # through the generator once, however many critics look at it.
-            (reconstructions, vq_loss), pull_back, (quantized, model_state) = jax.vjp(
-                generate, params, has_aux=True
+            (reconstructions, vq_loss), pull_back, (quantized, new_state, features) = jax.vjp(
+                generate, params[0], has_aux=True
             )
             (loss, terms), cotangent = jax.value_and_grad(self.reconstruction_loss, has_aux=True)(
                 reconstructions, images, frozen
             )
             vq_weight = jnp.asarray(self.weights.vq, vq_loss.dtype)
-            (grads,) = pull_back((cotangent, vq_weight))
-            del quantized["codes"]
-            metrics = {
-                "loss": loss + vq_weight * vq_loss,
-                **terms,
-                "vq_loss": vq_loss,
-                **quantized,
-            }
-            return grads, model_state, metrics, jnp.ones(())
+            loss += vq_weight * vq_loss
+            metrics = {**terms, "vq_loss": vq_loss, **quantized}
+            del metrics["codes"]
 
-        player = state.generator
+            opponent_grads, opponent_state = None, None
+            if adversary:
+                push = adversary.push(
+                    params[1],
+                    model_state[1],
+                    frozen["discriminator"],
+                    images,
+                    reconstructions,
+                    cotangent,
+                    functools.partial(self._last_layer_gradient, params[0], features),
+                    jax.random.fold_in(rng, 1),
+                    state.step,
+                )
+                cotangent += push.cotangent
+                loss += push.loss
+                metrics |= push.metrics
+                opponent_grads, opponent_state = push.grads, push.model_state
+            (grads,) = pull_back((cotangent, vq_weight))
+            metrics["loss"] = loss
+            return (grads, opponent_grads), (new_state, opponent_state), metrics, jnp.ones(())
+
         rng = random_key(self.seed, f"{self.name}/train", state.step)
-        grads, model_state, metrics = accumulate(
-            grad_fn, player.params, player.model_state, images, rng, self.config.microbatches
+        (grads, opponent_grads), (model_state, opponent_state), metrics = accumulate(
+            grad_fn,
+            (player.params, opponent.params if adversary else None),
+            (player.model_state, opponent.model_state if adversary else None),
+            images,
+            rng,
+            self.config.microbatches,
         )
         player, update_metrics = self.update(player, grads, model_state, state.step)
+        metrics |= update_metrics
         if quantizers.RESTARTS in model_state:
-            restarts = model_state[quantizers.RESTARTS]
-            ema = player.ema
-            player = dataclasses.replace(
-                player,
-                params=quantizers.apply_restarts(player.params, restarts),
-                ema=None if ema is None else quantizers.apply_restarts(ema, restarts),
-                model_state={
-                    **model_state,
-                    quantizers.RESTARTS: jax.tree.map(jnp.zeros_like, restarts),
-                },
-            )
-        return State(state.step + 1, player, state.discriminator), {**metrics, **update_metrics}
+            player = _restart_codes(player)
+        if adversary:
+            metrics["discriminator_gradient_norm"] = optax.tree.norm(opponent_grads)
+            opponent = adversary.update(opponent, opponent_grads, opponent_state)
+        return State(state.step + 1, player, opponent), metrics
 
     def evaluate(
         self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
@@ -199,5 +246,33 @@ class TokenizerStage(Stage):
             "codes": quantizers.count_codes(counted, self.model.num_codes + 1)[:-1],
         }
         if self.lpips:
-            sums["perceptual"] = jnp.sum(weight * self.lpips.apply(frozen, y, x))
+            sums["perceptual"] = jnp.sum(weight * self.lpips.apply(frozen["perceptual"], y, x))
         return sums, jnp.clip(y, -1.0, 1.0)
+
+    def _last_layer_gradient(
+        self, params: Any, features: Float[Array, "b H W c"], cotangent: Float[Array, "b H W 3"]
+    ) -> Float[Array, "..."]:
+        """The gradient by the kernel of the tokenizer's last layer, which `features` go into."""
+        layer = params[self.model.last_layer]
+
+        def to_pixels(kernel: Any) -> Any:
+            own = {"params": {self.model.last_layer: {**layer, "kernel": kernel}}}
+            return self.model.apply(own, features, method="to_pixels")
+
+        _, pull_back = jax.vjp(to_pixels, layer["kernel"])
+        return pull_back(cotangent)[0]
+
+
+def _restart_codes(player: Player) -> Player:
+    """Moves the codes that the quantizer found dead, in parameters and average alike."""
+    restarts = player.model_state[quantizers.RESTARTS]
+    ema = player.ema
+    return dataclasses.replace(
+        player,
+        params=quantizers.apply_restarts(player.params, restarts),
+        ema=None if ema is None else quantizers.apply_restarts(ema, restarts),
+        model_state={
+            **player.model_state,
+            quantizers.RESTARTS: jax.tree.map(jnp.zeros_like, restarts),
+        },
+    )

@@ -1,0 +1,249 @@
+"""The speed and memory that paper 000 compares: tables 2 and 6, figure 9. Needs no data.
+
+    python benchmarks/comparisons.py --what=reconstruction --batch_size=2
+    python benchmarks/comparisons.py --what=sampling --batch_size=1
+    python benchmarks/comparisons.py --what=attention --batch_size=1 --layers=6
+
+- reconstruction: images/s of encoding and decoding, ours and the convolutional VQGAN of the same
+  latents (table 2);
+- sampling: seconds for a batch of 16x16 latents by the side W_s of a block; W_s = 1 is
+  autoregressive (figure 9);
+- attention: a training step of the prior by latent size, beside a transformer of the same layers
+  with full attention over all tokens (table 6).
+
+The models are those of configs/ffhq_effvqgan.py with random weights; `--layers` makes the prior
+shallower, `--repeats=0` only compiles. Rows of one run may be compared.
+"""
+
+import dataclasses
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from jaxtyping import Array, Float, Int
+
+from vqjax import commands
+from vqjax.errors import InputError
+from vqjax.losses import cross_entropy
+from vqjax.nn.transformer import Transformer
+from vqjax.priors.multigrained import GridEmbedding, MultiGrainedPrior
+from vqjax.registry import did_you_mean
+from vqjax.samplers.blockwise import BlockwiseSampling, sample
+from vqjax.tokens import Tokens
+from vqjax.training.experiment import build_models
+
+# Config files import each other as `configs.<name>`, from the root of the repository.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from configs import ffhq_effvqgan
+
+GIB = 2**30
+NUM_CODES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        name: what is measured.
+        function: to be jitted.
+        make_arguments: makes what it is called with; only its shapes are needed to compile.
+        images: that a call works off.
+        feeds_back: the first result replaces the first argument: a training step.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    make_arguments: Callable[[], tuple[Any, ...]]
+    images: int
+    feeds_back: bool = False
+
+
+class FullAttention(nn.Module):
+    """A masked-token transformer over all tokens at once, as wide and deep as the prior."""
+
+    grid: tuple[int, int]
+    num_layers: int
+    dim: int = 768
+    num_heads: int = 16
+
+    @nn.compact
+    def __call__(self, codes: Int[Array, "b n"]) -> Float[Array, "b n k"]:
+        """Logits of all tokens."""
+        x = nn.Embed(NUM_CODES + 1, self.dim)(codes)
+        x = x + GridEmbedding(self.grid, self.dim)(self.grid)
+        return nn.Dense(NUM_CODES)(Transformer(self.num_layers, self.num_heads)(x))
+
+
+def reconstruction(batch: int, layers: int) -> Iterator[Row]:
+    """Table 2: both tokenizers at both factors, in float32."""
+    del layers
+    for f in (16, 8):
+        for name in ("efficient", "vqgan"):
+            config = ffhq_effvqgan.get_config(f"f={f},tokenizer={name}")
+            config.tokenizer.model.dtype = "float32"
+            model, _ = build_models(config, num_classes=1)
+
+            def make(model: Any = model) -> tuple[Any, ...]:
+                images = jnp.zeros((batch, 256, 256, 3))
+                keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
+                return model.init(keys, images), images
+
+            def run(variables: Any, images: Any, model: Any = model) -> Any:
+                return model.apply(variables, images)[0]
+
+            yield Row(f"f={f} {name}", run, make, batch)
+
+
+def sampling(batch: int, layers: int) -> Iterator[Row]:
+    """Figure 9: 16x16 latents by the side of a block; at most as many steps as cells in a block."""
+    grid = (16, 16)
+    for block in (1, 2, 4, 8, 16):
+        prior = MultiGrainedPrior(NUM_CODES, grid, block_size=block, num_layers=layers, dropout=0.0)
+        steps = min(8, block**2)
+        spec = BlockwiseSampling(grid, block, prior.halo, prior.mask_id, steps)
+
+        def make(prior: Any = prior) -> tuple[Any, ...]:
+            return init(prior, batch), jnp.zeros((batch, math.prod(grid)), jnp.int32)
+
+        def run(variables: Any, known: Any, prior: Any = prior, spec: Any = spec) -> Any:
+            nothing = jnp.zeros(known.shape, bool)
+            condition = known[:, :0]
+            key = jax.random.key(0)
+            return sample(prior.apply, variables, key, condition, known, nothing, spec).codes
+
+        forwards = steps * (grid[0] // block) ** 2
+        yield Row(f"W_s={block}, {forwards} forwards", run, make, batch)
+
+
+def attention(batch: int, layers: int) -> Iterator[Row]:
+    """Table 6: a training step, float32, without rematerialisation."""
+    for side in (16, 32, 64):
+        grid = (side, side)
+        for drawn in (None, 4):
+            prior = MultiGrainedPrior(
+                NUM_CODES, grid, num_layers=layers, query_blocks_per_image=drawn
+            )
+
+            def loss(params: Any, codes: Any, prior: Any = prior) -> Any:
+                tokens = Tokens.dense(codes)
+                rngs = {"mask": jax.random.key(0), "dropout": jax.random.key(1)}
+                condition = tokens.codes[:, :0]
+                return prior.apply(params, tokens, condition, train=True, method="loss", rngs=rngs)[
+                    0
+                ]
+
+            def make(prior: Any = prior, grid: Any = grid) -> tuple[Any, ...]:
+                return fresh(init(prior, batch)), jnp.zeros((batch, *grid), jnp.int32)
+
+            blocks = prior.layout(grid).num_blocks
+            name = f"{side}x{side} multi-grained, {prior.drawn_blocks(grid)} of {blocks} blocks"
+            yield Row(name, training_step(loss), make, batch, feeds_back=True)
+
+        full = FullAttention(grid, layers)
+
+        def full_loss(params: Any, codes: Any, full: Any = full) -> Any:
+            codes = codes.reshape(codes.shape[0], -1)
+            mask = jax.random.bernoulli(jax.random.key(0), 0.5, codes.shape)
+            logits = full.apply(params, jnp.where(mask, NUM_CODES, codes))
+            return jnp.mean(mask * cross_entropy(logits, codes))
+
+        def make_full(full: Any = full, grid: Any = grid) -> tuple[Any, ...]:
+            codes = jnp.zeros((batch, *grid), jnp.int32)
+            flat = codes.reshape(batch, -1)
+            return fresh(full.init(jax.random.key(0), flat)), codes
+
+        yield Row(f"{side}x{side} full attention", training_step(full_loss), make_full, batch, True)
+
+
+def init(prior: MultiGrainedPrior, batch: int) -> Any:
+    """Fresh variables."""
+    tokens = Tokens.dense(jnp.zeros((batch, *prior.grid), jnp.int32))
+    keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+    return prior.init(keys, tokens, tokens.codes[:, :0], train=False, method="loss")
+
+
+OPTIMIZER = optax.adamw(1e-4)
+
+
+def fresh(params: Any) -> tuple[Any, Any]:
+    """Parameters and the state of their optimizer."""
+    return params, OPTIMIZER.init(params)
+
+
+def training_step(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """One update of (parameters, optimizer state)."""
+
+    def step(state: Any, codes: Any) -> Any:
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, codes)
+        updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    return step
+
+
+TABLES: dict[str, Callable[[int, int], Iterator[Row]]] = {
+    "reconstruction": reconstruction,
+    "sampling": sampling,
+    "attention": attention,
+}
+
+WHAT = flags.DEFINE_list("what", list(TABLES), f"Which tables: {', '.join(TABLES)}")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images a call")
+LAYERS = flags.DEFINE_integer("layers", 24, "Layers of the prior")
+REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each row; 0 only compiles")
+
+
+def measure(row: Row) -> str:
+    """Seconds and images/s of a row, and the memory of its program."""
+    shapes = jax.eval_shape(row.make_arguments)
+    donated = (0,) if row.feeds_back else ()
+    compiled = jax.jit(row.function, donate_argnums=donated).lower(*shapes).compile()
+    plan: Any = compiled.memory_analysis()
+    memory = (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / GIB
+    if not REPEATS.value:
+        return f"{row.name:<44}{'-':>10}{'-':>10}{memory:>10.2f}"
+    arguments = jax.jit(row.make_arguments)()
+    seconds = []
+    for _ in range(1 + REPEATS.value):
+        began = time.perf_counter()
+        results = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - began)
+        if row.feeds_back:
+            arguments = (results[0], *arguments[1:])
+    median = statistics.median(seconds[1:])
+    return f"{row.name:<44}{median:>10.2f}{row.images / median:>10.2f}{memory:>10.2f}"
+
+
+def main() -> None:
+    """Prints the tables, line by line as they are measured."""
+    for what in WHAT.value:
+        if what not in TABLES:
+            raise InputError(f"--what has {what!r}: {did_you_mean(what, TABLES)}")
+    for name, value, least in (
+        ("batch_size", BATCH_SIZE.value, 1),
+        ("layers", LAYERS.value, 1),
+        ("repeats", REPEATS.value, 0),
+    ):
+        if value < least:
+            raise InputError(f"--{name}={value}: at least {least} is needed")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {BATCH_SIZE.value}")
+    for what in WHAT.value:
+        print(f"\n{what:<44}{'seconds':>10}{'images/s':>10}{'GiB':>10}", flush=True)
+        for row in TABLES[what](BATCH_SIZE.value, LAYERS.value):
+            print(measure(row), flush=True)
+
+
+if __name__ == "__main__":
+    commands.run(main)

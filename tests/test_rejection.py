@@ -1,0 +1,56 @@
+"""Rejection sampling: how many candidates, their scores, and which of them are kept."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from vqjax.errors import InputError
+from vqjax.samplers.rejection import Rejection, best, candidate_labels, score
+
+
+@pytest.mark.parametrize("acceptance", [1.0, 0.5, 0.3, 0.1])
+def test_candidates_of_each_class_are_the_wanted_ones_over_the_acceptance(acceptance):
+    labels = np.array([4, 0, 4, 1, 4, 0], np.int32)
+    candidates = candidate_labels(labels, acceptance)
+    exact = {0: 2 / acceptance, 1: 1 / acceptance, 4: 3 / acceptance}
+    for label, wanted in exact.items():
+        assert np.sum(candidates == label) == np.ceil(round(wanted, 6))
+    assert set(candidates) == set(labels)
+
+
+def test_best_of_each_class_equals_a_sort():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 200).astype(np.int32)
+    scores = rng.normal(size=200).astype(np.float32)
+    wanted = np.array([3, 0, np.sum(labels == 2), 7, 1], np.int32)
+    kept = best(jnp.asarray(scores), jnp.asarray(labels), wanted, int(wanted.sum()))
+    expected = []
+    for label, n in enumerate(wanted):
+        own = np.flatnonzero(labels == label)
+        expected += list(own[np.argsort(-scores[own])][:n])
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_equal_scores_keep_the_exact_number():
+    labels = jnp.asarray([1, 0, 1, 1, 0], jnp.int32)
+    kept = best(jnp.zeros(5), labels, np.array([1, 2], np.int32), 3)
+    assert sorted(np.asarray(labels[kept])) == [0, 1, 1]
+    assert len(set(np.asarray(kept).tolist())) == 3
+
+
+def test_scores_are_log_probabilities():
+    rng = np.random.default_rng(0)
+    logits = (5 * rng.normal(size=(7, 4))).astype(np.float32)
+    labels = rng.integers(0, 4, 7).astype(np.int32)
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    arguments = jnp.asarray(logits), jnp.asarray(labels)
+    expected = log_p[np.arange(7), labels]
+    np.testing.assert_allclose(score(*arguments, "label"), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score(*arguments, "confidence"), log_p.max(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, -0.5, 1.01, float("nan")])
+def test_acceptance_out_of_its_range(acceptance):
+    with pytest.raises(InputError, match=r"in \(0, 1\], is needed"):
+        Rejection(acceptance, lambda images: images[:, 0, 0])
