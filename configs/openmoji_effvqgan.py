@@ -10,6 +10,13 @@ as in `--config=...:res=64,f=8`:
     res     side of the images in pixels (32)
     f       downsampling factor: 4, 8 or 16 (4); larger images want a larger one
     size    small or base: width of both models (small)
+    gan     patchgan, projected or none (patchgan). The projected one looks at images enlarged to
+            224x224, which takes an accelerator or hours
+
+Longer runs, for an hour or for a GPU:
+
+    --config=configs/openmoji_effvqgan.py:res=64,f=8,gan=projected
+    --config=configs/openmoji_effvqgan.py:res=1024,f=16 --config.tokenizer.batch_size=2
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    args = common.parse_arg(arg, res=32, f=4, size="small")
+    args = common.parse_arg(arg, res=32, f=4, size="small", gan="patchgan")
     config = common.get_config()
     config.data.source = ConfigDict({"name": "openmoji", "cache_dir": ""})
     config.data.resolution = args.res
@@ -59,38 +66,47 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     tokenizer.loss.l1 = 0.5
-    tokenizer.loss.perceptual = 0.1
+    tokenizer.loss.perceptual = 0.3
     tokenizer.loss.perceptual_net = "alexnet"
-    # The projected one wants 224x224 pixels, too much work for a CPU.
     discriminator = tokenizer.discriminator
     discriminator.model = ConfigDict(
-        {"name": "patchgan", "num_layers": 2, "width": 32, "dtype": "float32"}
+        common.one_of(
+            "gan",
+            args.gan,
+            {
+                "patchgan": {"name": "patchgan", "num_layers": 2, "width": 32},
+                "projected": {"name": "projected"},
+                "none": {"name": "none"},
+            },
+        )
     )
-    discriminator.start = 600
-    discriminator.ramp = 100
-    discriminator.optimizer.learning_rate = 5e-4
+    # Late, when reconstructions are good, and slowly.
+    discriminator.start = 800
+    discriminator.ramp = 200
     discriminator.optimizer.b1 = 0.5
     discriminator.optimizer.b2 = 0.9
     tokenizer.batch_size = 16
-    tokenizer.steps = 1_000
+    tokenizer.steps = 1_200
     tokenizer.optimizer.learning_rate = 1e-3
     tokenizer.optimizer.b2 = 0.99
     tokenizer.optimizer.clip_norm = 1.0
     tokenizer.optimizer.warmup_steps = 50
-    tokenizer.eval_every = 250
-    tokenizer.checkpoint_every = 250
+    tokenizer.eval_every = 300
+    tokenizer.checkpoint_every = 300
 
+    block_size, halo = (8, 2) if args.res // args.f >= 32 else (4, 1)
     prior = config.prior
     prior.model = ConfigDict(
         {
             "name": "multigrained",
             "conditional": False,
+            "condition_dropout": 0.0,
             "dim": dim,
             "num_layers": layers,
             "num_heads": dim // 32,
             "embed_dim": 64,
-            "block_size": 4,
-            "halo": 1,
+            "block_size": block_size,
+            "halo": halo,
             "dropout": 0.1,
             "label_smoothing": 0.0,
             "query_blocks_per_image": 2,

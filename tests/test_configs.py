@@ -18,7 +18,7 @@ from vqjax.training.sharding import make_mesh
 
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {
-    "openmoji_effvqgan": ["", "res=64,f=8", "res=128,f=16,size=base"],
+    "openmoji_effvqgan": ["", "res=64,f=8,gan=projected", "res=1024,f=16,size=base"],
     "ffhq_effvqgan": ["", "f=8,res=1024", "tokenizer=vqgan", "block=1,halo=4,T=16"],
     "celebahq_effvqgan": [""],
     "imagenet_effvqgan": ["", "f=8,tokenizer=vqgan"],

@@ -110,8 +110,13 @@ def count_parameters(widths, depths, patch=4, head_dim=32, window=8, code_dim=25
     decoder += sum(linear(coarse, 4 * fine, bias=False) + 2 * fine for fine, coarse in pairs)
     # The patch embedding of 4 is undone by one more expanding and the nearest-neighbour doubling.
     decoder += linear(widths[0], 4 * half, bias=False) + 2 * half
-    decoder += linear(9 * half, half) + 2 * half + linear(9 * half, 3)
-    return encoder, decoder, codes * code_dim
+    decoder += linear(9 * half, half) + 2 * half
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "last_convolution": linear(9 * half, 3),
+        "quantizer": codes * code_dim,
+    }
 
 
 @pytest.mark.parametrize(("f", "millions"), [(16, 43.75), (8, 11.03)])
@@ -121,8 +126,7 @@ def test_parameter_counts_of_the_full_size(f, millions):
     counts = {
         part: sum(math.prod(p.shape) for p in jax.tree.leaves(params[part])) for part in params
     }
-    encoder, decoder, codebook = count_parameters(*FULL[f])
-    assert counts == {"encoder": encoder, "decoder": decoder, "quantizer": codebook}
+    assert counts == count_parameters(*FULL[f])
     np.testing.assert_allclose(sum(counts.values()) / 1e6, millions, atol=0.005)
     # What the adaptive weight of an adversarial loss reads.
     assert params["last_convolution"]["kernel"].shape == (3, 3, 64, 3)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
+from vqjax.data.openmoji import all_emoji
+from vqjax.data.rendering import render_svg
 from vqjax.errors import InputError
 from vqjax.features import efficientnet_lite
-from vqjax.features.efficientnet_lite import load_efficientnet_lite
+from vqjax.features.efficientnet_lite import INPUT_SIZE, load_efficientnet_lite
 from vqjax.features.weights import unpickle_tensors
 
 VARIANTS = ("lite0", "lite1")
@@ -97,6 +99,24 @@ def test_features_and_logits_equal_the_float64_oracle(variant):
         assert ours.shape[1:3] == (-(-66 // stride), -(-45 // stride))
         np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(logits, expected_logits, atol=1e-4 * np.abs(expected_logits).max())
+
+
+def test_pictures_are_classified_as_what_they_show():
+    # ImageNet's indices. Colours, orientation, scale of the values and order of classes all matter.
+    classes = {
+        "umbrella": 879,
+        "soccer ball": 805,
+        "computer mouse": 673,
+        "alarm clock": 409,
+        "screwdriver": 784,
+        "hammer": 587,
+        "abacus": 398,
+    }
+    svgs = {emoji.caption: emoji.svg for emoji in all_emoji()}
+    pictures = np.stack([render_svg(svgs[name], INPUT_SIZE["lite0"]) for name in classes])
+    images = jnp.asarray(pictures / 127.5 - 1, jnp.float32)
+    _, logits = forward("lite0")(loaded("lite0")[1], images)
+    assert (logits.argmax(-1) == np.array([*classes.values()])).sum() >= len(classes) - 1
 
 
 def test_gradient_of_a_feature_is_the_slope_of_the_oracle():

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from vqjax import commands
 from vqjax.data import build_source
-from vqjax.data.images import BrokenImageError, center_crop, decode_image
+from vqjax.data.images import center_crop, read_image
 from vqjax.errors import InputError
 from vqjax.generator import Generator
 from vqjax.tokens import Tokens
@@ -93,7 +93,7 @@ def main() -> None:
     if not 0 <= CODE.value < tokenizer.num_codes:
         raise InputError(f"--code={CODE.value}: one from 0 to {tokenizer.num_codes - 1} is needed")
     if IMAGE.value:
-        pixels = _read(Path(IMAGE.value))
+        pixels = read_image(Path(IMAGE.value))
     else:
         pixels = build_source(data.source, "validation", resolution)[0]["image"]
     log = setup_logging(workdir)
@@ -148,15 +148,6 @@ def _box(grid: tuple[int, int]) -> Box:
             f" {height} are needed, in latent cells"
         )
     return x0, y0, x1, y1
-
-
-def _read(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        return decode_image(file.read_bytes(), str(file))
-    except OSError as error:
-        raise InputError(f"--image={file}: {error.strerror}") from None
-    except BrokenImageError as error:
-        raise InputError(f"--image={file}: not a readable image") from error
 
 
 if __name__ == "__main__":

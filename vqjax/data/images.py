@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,6 +51,20 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
             f"{name}: not a readable image ({reason}); replace or remove it, "
             "or set config.data.on_broken='skip' to go on without it"
         ) from error
+
+
+def read_image(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file that the user names, as `decode_image` makes it.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    try:
+        return decode_image(file.read_bytes(), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; name an image file") from None
+    except BrokenImageError as error:
+        raise InputError(f"{file}: not a readable image; name another one") from error
 
 
 def center_crop(

@@ -143,14 +143,14 @@ class _DepthwiseConvolution(nn.Module):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], shape[:2], (self.stride,) * 2, "SAME")
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
         height, width = (side - self.size + 1 for side in x.shape[1:3])
+        step = self.stride
         # A sum of shifted maps: on a CPU up to forty times as fast as XLA's grouped convolution.
+        total = bias
         for row in range(self.size):
             for column in range(self.size):
-                shifted = x[
-                    :, row : row + height : self.stride, column : column + width : self.stride
-                ]
-                bias = bias + shifted * kernel[row, column]
-        return bias
+                shifted = x[:, row : row + height : step, column : column + width : step]
+                total = total + shifted * kernel[row, column]
+        return total
 
 
 def load_efficientnet_lite(

@@ -1,0 +1,86 @@
+"""What happens when the adversary starts: losses and adaptive weight of a run, as one picture.
+
+    python benchmarks/plot_adversary.py --workdir=runs/openmoji [--beside=runs/without] [--out=...]
+
+Reads the `metrics.jsonl` of the tokenizer. `--beside` draws a second run in grey, such as the same
+one without an adversary.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+from absl import flags
+
+from vqjax import commands
+from vqjax.errors import InputError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
+BESIDE = flags.DEFINE_string("beside", "", "Folder of another run, to be drawn in grey")
+OUT = flags.DEFINE_string("out", "", "PNG to be written [<workdir>/tokenizer/adversary.png]")
+flags.mark_flag_as_required("workdir")
+
+# Title, metrics, and whether the axis is logarithmic.
+PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("reconstruction", ("train/l2", "train/perceptual"), True),
+    ("held-out PSNR, dB", ("validation/psnr",), False),
+    ("weight of the adversarial loss", ("train/adaptive_weight", "train/adversarial_weight"), True),
+    ("discriminator: accuracy", ("train/accuracy_real", "train/accuracy_fake"), False),
+    (
+        "gradient norm at the last layer",
+        ("train/last_layer_gradient_reconstruction", "train/last_layer_gradient_adversarial"),
+        True,
+    ),
+    ("losses of both players", ("train/generator_loss", "train/discriminator_loss"), False),
+)
+
+
+def read_metrics(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every metric of the tokenizer's training.
+
+    Raises:
+        InputError: there are none.
+    """
+    file = workdir / "tokenizer" / "metrics.jsonl"
+    if not file.is_file():
+        raise InputError(f"there is no {file}: give the --workdir of a run that trains a tokenizer")
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for line in file.read_text().splitlines():
+        values = json.loads(line)
+        for name, value in values.items():
+            if name != "step":
+                steps, points = curves.setdefault(name, ([], []))
+                steps.append(values["step"])
+                points.append(value)
+    return curves
+
+
+def main() -> None:
+    """Draws the panels."""
+    workdir = Path(WORKDIR.value or "")
+    curves = read_metrics(workdir)
+    beside = read_metrics(Path(BESIDE.value)) if BESIDE.value else {}
+    starts = curves.get("train/adversarial_weight", ([0], []))[0][0]
+    figure, axes = pyplot.subplots(2, 3, figsize=(13, 6), layout="constrained")
+    for axis, (title, names, logarithmic) in zip(axes.flat, PANELS, strict=True):
+        for style, name in zip(("-", "--"), names, strict=False):
+            label = name.split("/")[1]
+            if name in beside:
+                axis.plot(*beside[name], style, color="0.6", label=f"{label}, {BESIDE.value}")
+            if name in curves:
+                axis.plot(*curves[name], style, marker=".", label=label)
+        if logarithmic:
+            axis.set_yscale("log")
+        axis.axvline(starts, color="0.8", zorder=0)
+        axis.set(title=title, xlabel="step")
+        axis.legend(fontsize=8)
+    out = Path(OUT.value or workdir / "tokenizer" / "adversary.png")
+    figure.savefig(out, dpi=90)
+    print(out)
+
+
+if __name__ == "__main__":
+    commands.run(main)
