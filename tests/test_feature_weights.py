@@ -168,7 +168,9 @@ def test_tensors_that_reach_out_of_their_storage_are_refused(torch_save, offset,
 
 def test_truncated_and_other_files_are_refused_as_tensors(torch_save):
     contents = torch_save(lambda floats, integers: {"a": FakeTensor(integers, 0, (3,), (1,))})
-    for broken in (contents[:-4], contents[:40], b"PK\x03\x04zip", b""):
+    # The last storage: its size in eight bytes, then three integers.
+    other_size = contents[:-32] + (2).to_bytes(8, "little") + contents[-24:]
+    for broken in (other_size, contents[:-4], contents[:40], b"PK\x03\x04zip", b""):
         with pytest.raises(InputError, match="cannot be read"):
             unpickle_tensors(broken)
     with pytest.raises(InputError, match=r"before version 1\.6"):

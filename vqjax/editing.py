@@ -5,13 +5,10 @@ pixels are made anew; any size that f divides will do. Four results of one edit:
 
     run = Generator(Path("runs/faces"))
     edit = outpaint(run.tokenizer, image, left=128)
-    known, known_mask = known_tokens(run.tokenizer, run.tokenizer_variables, edit, batch=4)
     spec = sampling_spec(run.prior, edit.grid, run.config.sampling)
-    condition = condition_of(run.prior, jnp.zeros(4, jnp.int32))
-    tokens = sample(
-        run.prior.apply, run.prior_variables, key, condition, known, known_mask, spec
-    )
-    results = composite(decode(run.tokenizer, run.tokenizer_variables, tokens), edit)
+    labels = np.zeros(4, np.int32)
+    for images in run.generate(labels, spec, seed=0, batch_size=4, edit=edit):
+        ...
 
 Source: paper 000, section 4.3.
 """
@@ -234,7 +231,7 @@ def composite(images: UInt8[Array, "b H W 3"], edit: Edit) -> UInt8[Array, "b H 
 def show_hole(edit: Edit) -> UInt8[np.ndarray, "H W 3"]:
     """The canvas with grey diagonal hatching over the hole."""
     y, x = np.indices(edit.hole.shape)
-    stripe = max(min(edit.hole.shape) // 32, 1)
+    stripe = max(min(edit.hole.shape) // 32, 2)
     hatching = np.where((x + y) // stripe % 2, 160, 200).astype(np.uint8)
     return np.where(edit.hole[..., None], hatching[..., None], edit.canvas)
 
