@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from vqjax.errors import InputError
@@ -209,6 +209,7 @@ def efficient_vqgan(
             "halo": args.halo,
             "dropout": 0.1,
             "label_smoothing": 0.1,
+            "query_blocks_per_image": FieldReference("auto", field_type=object),
             "scan": True,
             "remat": True,
             "dtype": "bfloat16",

@@ -19,7 +19,7 @@ Longer runs, for an hour or for a GPU:
     --config=configs/openmoji_effvqgan.py:res=1024,f=16 --config.tokenizer.batch_size=2
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from configs import common
 
@@ -109,7 +109,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "halo": halo,
             "dropout": 0.1,
             "label_smoothing": 0.0,
-            "query_blocks_per_image": 2,
+            "query_blocks_per_image": FieldReference(2, field_type=object),
             "scan": True,
             "remat": False,
             "dtype": "float32",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from tiny_prior import CODES, FAST_COMPILE, schedule, spec_of
+from tiny_prior import CODES, schedule, spec_of
 
 from vqjax.errors import InputError
 from vqjax.samplers.blockwise import choose, still_masked
@@ -30,7 +30,7 @@ def test_still_masked_fixes_one_where_the_schedule_would_none():
     np.testing.assert_array_equal(kept, [4, 1, 0, 0])
 
 
-_choose = functools.partial(jax.jit, static_argnums=5, compiler_options=FAST_COMPILE)(choose)
+_choose = functools.partial(jax.jit, static_argnums=5)(choose)
 
 
 def chosen(logits, unknown, keep, noise, **fields):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from tiny_prior import CLASSES, FAST_COMPILE, NULL, make, schedule, spec_of
+from tiny_prior import CLASSES, NULL, make, schedule, spec_of
 from tiny_sampler import BATCH, blocks_of, cells_of, own_of, random_known, sample
 
 
@@ -15,7 +15,7 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
     """The most likely codes, the most confident first: plain loops around the model's forward."""
     codes = np.where(mask, known, spec.mask_id)
     batch, g = len(codes), len(blocks_of(spec))
-    forward = jax.jit(prior.apply, static_argnums=5, compiler_options=FAST_COMPILE)
+    forward = jax.jit(prior.apply, static_argnums=5)
     block_tokens = functools.partial(prior.apply, variables, method="block_tokens")
     null = jnp.full_like(condition, NULL)
     for block in range(g):

@@ -90,7 +90,7 @@ def test_wrong_setting(args, expected, capsys, tmp_path):
     ("config", "expected"),
     [
         ("configs/openmoji.py", "configs/openmoji.py"),
-        ("configs/openmoji_effvqgan.py:reso=64", "did you mean 'res'? valid: f, res, size"),
+        ("configs/openmoji_effvqgan.py:reso=64", "did you mean 'res'? valid: f, gan, res, size"),
         ("configs/openmoji_effvqgan.py:f=3", "f=3: valid: 4, 8, 16"),
         ("configs/openmoji_effvqgan.py:res=big", "res takes a value of type int, like res=32"),
     ],

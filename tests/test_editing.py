@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_prior import CODES, FAST_COMPILE, make, spec_of
+from tiny_prior import CODES, make, spec_of
 from tiny_sampler import Watched, blocks_of, cells_of, noise_logits, sample
 
 from vqjax import editing
@@ -106,7 +106,7 @@ def test_tokens_and_pixels_are_those_of_the_edge_padded_map():
     filled = editing.fill_hole(edit)
     # The nearest sides that windows of 4 divide at both levels, of 2 and of 4 pixels a cell.
     padded = np.pad(filled, ((0, 32 - HEIGHT), (0, 32 - WIDTH), (0, 0)), mode="edge")
-    run = jax.jit(TOKENIZER.apply, static_argnames="method", compiler_options=FAST_COMPILE)
+    run = jax.jit(TOKENIZER.apply, static_argnames="method")
     tokens = run(trained(), jnp.asarray(padded[None] / 127.5 - 1, jnp.float32), method="encode")
     known, _ = editing.known_tokens(TOKENIZER, trained(), edit, 1)
     code_map = np.asarray(known).reshape(5, 7)

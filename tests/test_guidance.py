@@ -1,7 +1,5 @@
 """Condition dropout in training, classifier-free guidance in sampling."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ from tiny_prior import (
     BLOCKS,
     CLASSES,
     CODES,
-    FAST_COMPILE,
     GRID,
     NULL,
     PADDING,
@@ -37,7 +34,7 @@ from vqjax.training.prior_stage import sampling_spec
 def seen_by_loss(prior, variables, codes, condition, train):
     """The masked windows and the conditions that the loss runs the prior on."""
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def call(variables, codes, condition):
         seen = []
 

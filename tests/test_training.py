@@ -1,7 +1,5 @@
 """The training steps: what they differentiate, what they update, what they measure."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +19,6 @@ from vqjax.training.state import random_key
 from vqjax.training.tokenizer_stage import TokenizerStage
 
 STAGES = ("tokenizer", "prior")
-
-# These tests wait for the compiler, not for the programs.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture
@@ -132,10 +127,10 @@ def test_tokenizer_gradient_is_that_of_the_whole_loss(config):
     rng = np.random.default_rng(0)
     frozen = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype), shapes)
     images, labels = batch(2, side=32)
-    state = jit(stage.init)(jax.random.key(0))
+    state = jax.jit(stage.init)(jax.random.key(0))
 
-    after, metrics = jit(stage.train_step)(state, frozen, images, labels)
-    plain = jit(plain_tokenizer_loss(stage, frozen, images))
+    after, metrics = jax.jit(stage.train_step)(state, frozen, images, labels)
+    plain = jax.jit(plain_tokenizer_loss(stage, frozen, images))
     (loss, _), grads = plain(state.generator.params, {}, random_key(0, "tokenizer/train", 0))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-4)
@@ -153,8 +148,8 @@ def test_prior_gradient_is_that_of_its_loss(config):
     stage = sgd_stage(config, "prior")
     state = state.replace(generator=state.generator.replace(opt_state=stage.optimizer.init(0.0)))
     images, labels = batch()
-    after, metrics = jit(stage.train_step)(state, frozen, images, labels)
-    plain = jit(plain_prior_loss(stage, frozen, images, labels))
+    after, metrics = jax.jit(stage.train_step)(state, frozen, images, labels)
+    plain = jax.jit(plain_prior_loss(stage, frozen, images, labels))
     key = random_key(config.seed, "prior/train", state.step)
     (loss, _), grads = plain(state.generator.params, {}, key)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -191,8 +186,8 @@ def test_microbatches_make_the_update_of_the_whole_batch(config):
     for microbatches in (1, 4):
         config.tokenizer.microbatches = microbatches
         stage = sgd_stage(config, "tokenizer")
-        state = state or jit(stage.init)(jax.random.key(0))
-        after, metrics = jit(stage.train_step)(state, {}, images, labels)
+        state = state or jax.jit(stage.init)(jax.random.key(0))
+        after, metrics = jax.jit(stage.train_step)(state, {}, images, labels)
         del metrics["batch_perplexity"]
         outcomes.append((step_gradient(state, after), metrics))
     assert_close(*outcomes)
@@ -208,12 +203,12 @@ def test_dead_codes_of_a_gradient_codebook_restart(config):
     quantizer.learning, quantizer.restart_below, quantizer.decay = "gradient", 0.1, 0.01
     config.tokenizer.ema_decay = 0.5
     stage = sgd_stage(config, "tokenizer")
-    state = jit(stage.init)(jax.random.key(0))
+    state = jax.jit(stage.init)(jax.random.key(0))
     images, labels = batch()
-    after, _ = jit(stage.train_step)(state, {}, images, labels)
+    after, _ = jax.jit(stage.train_step)(state, {}, images, labels)
 
     variables = {"params": state.generator.params, **state.generator.model_state}
-    latents, codes = jit(stage.model.apply, static_argnames="method")(
+    latents, codes = jax.jit(stage.model.apply, static_argnames="method")(
         variables, to_float(images), method=latents_and_codes
     )
     used = np.bincount(np.ravel(codes), minlength=32) > 0
@@ -256,7 +251,7 @@ def test_validation_counts_every_image_once():
 
     stage, state, frozen = trained("tokenizer")
     metrics = validation(stage, state, frozen)
-    y, quantized = jit(stage.model.apply)(state.generator.variables, x)
+    y, quantized = jax.jit(stage.model.apply)(state.generator.variables, x)
     frequency = np.bincount(np.ravel(quantized["codes"]), minlength=32) / quantized["codes"].size
     entropy = -sum(p * np.log(p) for p in frequency if p)
     assert metrics["codebook_usage"] == pytest.approx(np.mean(frequency > 0))
@@ -281,7 +276,7 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
     def usage(batches):
         return stage.evaluate(state, frozen, batches, jax.device_put)[0]["codebook_usage"]
 
-    encode = jit(stage.model.apply, static_argnames="method")
+    encode = jax.jit(stage.model.apply, static_argnames="method")
     variables = state.generator.variables
     codes = [
         set(np.ravel(encode(variables, to_float(b["image"]), method="encode").codes).tolist())

@@ -19,7 +19,6 @@ SIDE = BLOCK + 2 * HALO
 BLOCKS = [(top, left) for top in (0, 3) for left in (0, 3, 6)]
 MASK, NULL, PADDING = CODES, CLASSES, CLASSES + 1
 IMAGES = 16
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def window_of(block):
@@ -77,7 +76,6 @@ def random_codes(seed=0):
 @functools.partial(
     jax.jit,
     static_argnames=("prior", "train", "mask_ratio", "context"),
-    compiler_options=FAST_COMPILE,
 )
 def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_ratio, context):
     calls = []
@@ -134,9 +132,7 @@ def spied_loss(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("prior", "grid", "train"), compiler_options=FAST_COMPILE
-)
+@functools.partial(jax.jit, static_argnames=("prior", "grid", "train"))
 def _forward(prior, variables, inputs, grid, train, dropout):
     return prior.apply(variables, *inputs, grid, train, rngs={"dropout": dropout})
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_prior import CODES, FAST_COMPILE, NULL
+from tiny_prior import CODES, NULL
 
 from vqjax.samplers import blockwise
 
@@ -28,7 +28,6 @@ def sample(apply, variables, known, known_mask, spec, seed=0, condition=None):
 _sample = jax.jit(
     lambda apply, variables, *arguments: blockwise.sample(apply, variables, *arguments),
     static_argnums=(0, 6),
-    compiler_options=FAST_COMPILE,
 )
 
 
