@@ -26,6 +26,8 @@ STEPS = 40
 # (the bias of attention keys), two ways of adding up differ in sign.
 FLAGS = (
     "--config.tokenizer.discriminator.optimizer.eps=1e-3",
+    # One phase, and so one program to compile.
+    "--config.tokenizer.discriminator.start=0",
     *(
         f"--config.{name}.{setting}"
         for name in ("tokenizer", "prior")

@@ -85,7 +85,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, 1e-3, 1e-6, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("adaptive", "max_weight"), [(False, 1.0), (True, 1e6), (True, 1e-3)])
+@pytest.mark.parametrize(("adaptive", "max_weight"), [(False, 1.0), (True, 1e6)])
 def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path):
     """Eq. 1 and VQGAN's Eq. 7; the adaptive weight is taken of l2 alone, and is a constant."""
     config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})

@@ -17,8 +17,8 @@ from vqjax.training.state import random_key
 
 STEPS = 10
 SPLITS = [
-    {"data": 8},
     {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"data": 8}, marks=pytest.mark.slow),
     pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
 ]
 

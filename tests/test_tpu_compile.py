@@ -1,6 +1,6 @@
 """The full-size training steps, compiled for a TPU slice without having one; needs libtpu.
 
-    pytest -m slow -s tests/test_tpu_compile.py
+    pytest -m slow -n 0 -s tests/test_tpu_compile.py
 
 prints what each takes of a chip's memory. A step is minutes of work for two cores.
 """
