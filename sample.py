@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
 from PIL import Image
 
 from vqjax import commands, editing
-from vqjax.data.images import BrokenImageError, decode_image
+from vqjax.data.images import read_image
 from vqjax.errors import InputError
 from vqjax.generator import Generator
 from vqjax.samplers.rejection import Rejection, Score, imagenet_classifier
@@ -54,9 +53,9 @@ ACCEPTANCE = flags.DEFINE_float(
 )
 CLASSIFIER = flags.DEFINE_enum(
     "classifier",
-    "efficientnet_lite0",
+    "efficientnet_lite1",
     ["efficientnet_lite0", "efficientnet_lite1"],
-    "Which classifier of ImageNet",
+    "Which classifier of ImageNet; the projected adversary trains against lite0",
 )
 SCORE = flags.DEFINE_enum(
     "score",
@@ -137,11 +136,12 @@ def _edit(generator: Generator) -> editing.Edit | None:
     if not IMAGE.value or given == ["image"]:
         own = " or ".join(f"--{name}" for name in EDITS[EDIT.value])
         raise InputError(f"--edit={EDIT.value} needs --image and {own}")
+    image = read_image(Path(IMAGE.value))
     if EDIT.value == "inpaint":
-        return editing.inpaint(generator.tokenizer, _image(IMAGE), _image(MASK))
+        return editing.inpaint(generator.tokenizer, image, read_image(Path(MASK.value or "")))
     if EDIT.value == "outpaint":
         sides = {side: flag.value or 0 for side, flag in SIDES.items()}
-        return editing.outpaint(generator.tokenizer, _image(IMAGE), **sides)
+        return editing.outpaint(generator.tokenizer, image, **sides)
     if not generator.prior.num_classes:
         raise InputError("--edit=replace is for class-conditional runs: use --edit=inpaint instead")
     if not LABEL.value:
@@ -150,18 +150,7 @@ def _edit(generator: Generator) -> editing.Edit | None:
         x0, y0, x1, y1 = (int(number) for number in BOX.value or ())
     except ValueError:
         raise InputError(f"--box={','.join(BOX.value or ())}: write it as x0,y0,x1,y1") from None
-    return editing.replace(generator.tokenizer, _image(IMAGE), (x0, y0, x1, y1))
-
-
-def _image(flag: flags.FlagHolder[str | None]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture that a flag names."""
-    path = Path(flag.value or "")
-    try:
-        return decode_image(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"--{flag.name}={path}: {error.strerror}") from None
-    except BrokenImageError as error:
-        raise InputError(f"--{flag.name}={path}: not a readable image") from error
+    return editing.replace(generator.tokenizer, image, (x0, y0, x1, y1))
 
 
 def _labels(generator: Generator, count: int) -> np.ndarray:

@@ -132,7 +132,12 @@ def attention(batch: int, layers: int) -> Iterator[Row]:
         grid = (side, side)
         for drawn in (None, 4):
             prior = MultiGrainedPrior(
-                NUM_CODES, grid, num_layers=layers, query_blocks_per_image=drawn
+                NUM_CODES,
+                grid,
+                num_layers=layers,
+                dropout=0.0,
+                label_smoothing=0.0,
+                query_blocks_per_image=drawn,
             )
 
             def loss(params: Any, codes: Any, prior: Any = prior) -> Any:

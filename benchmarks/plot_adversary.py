@@ -14,6 +14,7 @@ from absl import flags
 
 from vqjax import commands
 from vqjax.errors import InputError
+from vqjax.training.workdir import read_config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -63,7 +64,7 @@ def main() -> None:
     workdir = Path(WORKDIR.value or "")
     curves = read_metrics(workdir)
     beside = read_metrics(Path(BESIDE.value)) if BESIDE.value else {}
-    starts = curves.get("train/adversarial_weight", ([0], []))[0][0]
+    starts = read_config(workdir).tokenizer.discriminator.start
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6), layout="constrained")
     for axis, (title, names, logarithmic) in zip(axes.flat, PANELS, strict=True):
         for style, name in zip(("-", "--"), names, strict=False):

@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
             "weight": 0.8,  # of the adversarial loss, times the adaptive weight
             "adaptive": True,  # scale it to the reconstruction's gradient at the last layer
             "max_weight": 10.0,  # clamp of the adaptive weight
-            "start": 0,  # first step with a discriminator; before it, it costs nothing
+            "start": 0,  # first step with a discriminator; before it, it costs no time
             "ramp": 0,  # steps over which the weight then grows from 0
             "augment": (),  # of "color", "translation", "cutout": what the discriminator sees
             "optimizer": _optimizer(),
@@ -166,7 +166,9 @@ def efficient_vqgan(
         "name": "vqgan",
         "width": 128,
         "multipliers": multipliers,
+        "num_res_blocks": 2,
         "attention_factors": (args.f,),
+        "latent_width": 256,
         "remat": large,
         "dtype": "bfloat16",
         "quantizer": codebook,
@@ -226,6 +228,9 @@ def efficient_vqgan(
     prior.use = "best"
     # A block of n cells is finished after n steps at the latest.
     config.sampling.steps = min(args.T, args.block**2)
+    if large:
+        config.sampling.batch_size = 8
+        config.sampling.decode_tile = 256
     return config
 
 

@@ -74,8 +74,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "gan",
             args.gan,
             {
-                "patchgan": {"name": "patchgan", "num_layers": 2, "width": 32},
-                "projected": {"name": "projected"},
+                "patchgan": {"name": "patchgan", "num_layers": 2, "width": 32, "dtype": "float32"},
+                "projected": {"name": "projected", "dtype": "float32"},
                 "none": {"name": "none"},
             },
         )

@@ -155,7 +155,7 @@ def test_the_weight_at_every_step(schedule):
         return
     assert len(calls) == steps * len(BLOCKS)
     expected = [
-        1 + (guidance - 1) * (block + step / steps) / len(BLOCKS)
+        1 + (guidance - 1) * (block * steps + step) / (len(BLOCKS) * steps - 1)
         for block in range(len(BLOCKS))
         for step in range(steps)
     ]

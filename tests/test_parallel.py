@@ -115,8 +115,10 @@ def test_two_processes_are_as_one(tmp_path):
             ]
             for folder in (single, tmp_path / "run")
         ]
+        # Two players amplify what is only rounding.
+        tolerance = {"tokenizer": {"rel": 1e-2, "abs": 5e-3}, "prior": {"rel": 1e-3, "abs": 1e-5}}
         for one, two in zip(*lines, strict=True):
-            assert one == pytest.approx(two, rel=1e-2, abs=1e-2)
+            assert one == pytest.approx(two, **tolerance[name])
         one, two = (tiny.final_state(config, name, folder) for folder in (single, tmp_path / "run"))
         for (path, x), y in zip(
             jax.tree.leaves_with_path(one.generator.params),

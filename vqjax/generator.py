@@ -92,7 +92,8 @@ class Generator:
             rejection: draw more images than wanted and keep the best of each class; only their
                 tokens are kept while they are drawn.
         """
-        batch = -(-min(batch_size, len(labels)) // self.mesh.size) * self.mesh.size
+        drawn = candidate_labels(labels, rejection.acceptance) if rejection else labels
+        batch = -(-min(batch_size, len(drawn)) // self.mesh.size) * self.mesh.size
         share = batch_sharding(self.mesh)
         variables = self.tokenizer_variables, self.prior_variables
         if edit is None:
@@ -117,16 +118,15 @@ class Generator:
                 yield to_host(paint(draw(rows, start)))[:count]
             return
 
-        candidates = candidate_labels(labels, rejection.acceptance)
         codes, scores = [], []
-        for start, rows, count in _batches(candidates, batch, "candidates"):
+        for start, rows, count in _batches(drawn, batch, "candidates"):
             tokens = draw(rows, start)
             codes.append(to_host(tokens.codes)[:count])
             logits = rejection.classify(to_float(paint(tokens)))
             scores.append(to_host(score(logits, jnp.asarray(rows), rejection.by))[:count])
         kept = np.empty(len(labels), np.int32)
         # The best come in ascending order of the class: back to that of the labels.
-        scored = jnp.asarray(np.concatenate(scores)), jnp.asarray(candidates)
+        scored = jnp.asarray(np.concatenate(scores)), jnp.asarray(drawn)
         kept[np.argsort(labels, kind="stable")] = best(*scored, np.bincount(labels), len(labels))
         for _, rows, count in _batches(np.concatenate(codes)[kept], batch, "decoding"):
             code_map = rows.reshape(batch, *spec.grid)

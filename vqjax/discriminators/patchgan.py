@@ -4,7 +4,7 @@ Source: pix2pix (Isola et al. 2017), sections 3.2.2 and 6.1.2; with three layers
 of VQGAN (Esser et al. 2021).
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,9 +30,19 @@ class PatchGAN(nn.Module):
 
     num_layers: int = 3
     width: int = 64
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     frozen: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InputError for fields out of their range."""
+        for name in ("num_layers", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"config.tokenizer.discriminator.model.{name}={getattr(self, name)}:"
+                    " at least 1 is needed"
+                )
+        super().__post_init__()
 
     @nn.nowrap
     def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Source: Sauer et al. 2021, sections 3 and 4 and appendix; details as in the auth
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -31,13 +31,13 @@ class ProjectedDiscriminator(nn.Module):
     """Four heads on EfficientNet-lite0's features, mixed at random over channels and scales.
 
     At 224 or 256 pixels it trains 10.3 million parameters and holds 3.3 million frozen ones. Under
-    a sharded batch, BatchNorm takes the statistics of the global batch.
+    a sharded batch, BatchNorm takes the statistics of the global batch, or of each microbatch.
 
     Attributes:
         dtype: compute dtype; parameters and logits are float32.
     """
 
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     frozen: ClassVar[tuple[str, ...]] = ("backbone", "projection")
 
@@ -59,7 +59,8 @@ class ProjectedDiscriminator(nn.Module):
         projection = _Projection().init(
             key, [jnp.zeros(features[layer].shape) for layer in _LAYERS]
         )
-        return {"backbone": backbone, "projection": projection["params"]}
+        # On the host: whoever runs on several of them places them itself.
+        return {"backbone": backbone, "projection": jax.device_get(projection["params"])}
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]:

@@ -253,7 +253,7 @@ class MultiGrainedPrior(nn.Module):
             tokens: dense tokens.
             condition: see `__call__`.
             train: label smoothing, dropout, of the condition too (rng stream "dropout"), and a draw
-                of query blocks; otherwise all are taken.
+                of query blocks; otherwise all are taken on grids of up to 32 x 32 cells.
             mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the
                 cosine schedule.
             context: "mixed" draws one of the two for each query block.
@@ -313,7 +313,9 @@ class MultiGrainedPrior(nn.Module):
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
         """Which blocks of each image are predicted."""
         drawn = self.drawn_blocks(layout.grid)
-        if not train or drawn == layout.num_blocks:
+        # On a large grid an evaluation of all blocks would take many times a step's memory.
+        everything = not train and math.prod(layout.grid) <= _SMALL_GRID
+        if everything or drawn == layout.num_blocks:
             return jnp.broadcast_to(jnp.arange(layout.num_blocks), (batch, layout.num_blocks))
         score = jax.random.uniform(self.make_rng("mask"), (batch, layout.num_blocks))
         return jnp.argsort(score, axis=1)[:, :drawn]

@@ -138,7 +138,8 @@ def guidance_weight(
     """The weight of guidance at a step of a block, by the part of all steps that lies before it."""
     if spec.guidance_schedule == "constant":
         return jnp.float32(spec.guidance)
-    progress = (block + step / spec.steps) / num_blocks
+    last = max(num_blocks * spec.steps - 1, 1)
+    progress = (block * spec.steps + step) / last
     return 1.0 + (spec.guidance - 1.0) * progress
 
 

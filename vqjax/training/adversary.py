@@ -79,7 +79,9 @@ class Adversary:
         fields = dict(config)
         model, optimizer = fields.pop("model"), fields.pop("optimizer")
         registry.check_fields("tokenizer.discriminator", AdversarialLoss, fields)
-        self.settings = AdversarialLoss(**{**fields, "augment": tuple(fields["augment"])})
+        # On the command line, --config.tokenizer.discriminator.augment=color,translation.
+        names = tuple(name for item in fields["augment"] for name in item.split(","))
+        self.settings = AdversarialLoss(**{**fields, "augment": names})
         for name, good, expected in (
             ("weight", self.settings.weight >= 0, "0 or more"),
             ("max_weight", self.settings.max_weight > 0, "above 0"),

@@ -243,8 +243,12 @@ def train_stage(
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the steps since the last log."""
-    return {name: sum(m[name] for m in window) / len(window) for name in window[0]}
+    """Mean of each metric over those steps since the last log that have it."""
+    values: dict[str, list[float]] = {}
+    for metrics in window:
+        for name, value in metrics.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(xs) / len(xs) for name, xs in values.items()}
 
 
 def _write_overview(folder: Path, stage: Stage, shapes: State) -> None:

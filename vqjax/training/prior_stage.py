@@ -120,6 +120,7 @@ class PriorStage(Stage):
         self.resolution = resolution
         self.grid = tokenizer.grid(resolution, resolution)
         self.spec = sampling_spec(model, self.grid, sampling)
+        self.samples = min(SAMPLES, sampling.batch_size)
         self.tile = sampling.decode_tile
         tokenizer.check_tile(self.tile)
         self.apply: Callable[..., Any] = model.apply
@@ -239,8 +240,8 @@ class PriorStage(Stage):
 
     def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
         """Images drawn with the same key at every evaluation, to be compared; classes in turn."""
-        known = jnp.zeros((SAMPLES, self.grid[0] * self.grid[1]), jnp.int32)
-        labels = jnp.arange(SAMPLES) % max(self.model.num_classes, 1)
+        known = jnp.zeros((self.samples, self.grid[0] * self.grid[1]), jnp.int32)
+        labels = jnp.arange(self.samples) % max(self.model.num_classes, 1)
         tokens = sample(
             self.apply,
             variables,
