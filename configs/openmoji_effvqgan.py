@@ -129,6 +129,9 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.checkpoint_every = 175
     prior.use = "best"
 
+    if args.res > 256:
+        config.sampling.batch_size = 4
+        config.sampling.decode_tile = 256
     config.sampling.temperature = 0.85
     config.sampling.choice_temperature = 2.0
     return config

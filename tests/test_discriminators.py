@@ -273,6 +273,7 @@ def projected():
     return model, variables, images, (logits, averages, gradient, seen)
 
 
+@pytest.mark.slow
 def test_projected_equals_the_float64_oracle():
     _, variables, _, (logits, averages, _, seen) = projected()
     (features,) = seen["__call__"]

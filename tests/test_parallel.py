@@ -81,6 +81,7 @@ def test_eight_devices_are_as_one(name, sizes, everything_split):
     assert abs(losses[0, 0] - losses[-1, 0]) > 0.02 * losses[0, 0]
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path):
     """The program itself on four devices, for both stages; only the main process writes."""
     images, single = programs.unbroken_run()
