@@ -44,7 +44,7 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
             )
             weight = spec.guidance
             if spec.guidance_schedule == "linear":
-                weight = 1 + (weight - 1) * (block * spec.steps + step) / (g * spec.steps)
+                weight = 1 + (weight - 1) * (block * spec.steps + step) / (g * spec.steps - 1)
             guided = without + weight * (given - without)
             log_p = scipy.special.log_softmax(guided, axis=-1)
             for b in range(batch):
