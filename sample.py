@@ -146,11 +146,7 @@ def _edit(generator: Generator) -> editing.Edit | None:
         raise InputError("--edit=replace is for class-conditional runs: use --edit=inpaint instead")
     if not LABEL.value:
         raise InputError("--edit=replace needs --label: what is to be in the box")
-    try:
-        x0, y0, x1, y1 = (int(number) for number in BOX.value or ())
-    except ValueError:
-        raise InputError(f"--box={','.join(BOX.value or ())}: write it as x0,y0,x1,y1") from None
-    return editing.replace(generator.tokenizer, image, (x0, y0, x1, y1))
+    return editing.replace(generator.tokenizer, image, commands.read_box(BOX.value or ()))
 
 
 def _labels(generator: Generator, count: int) -> np.ndarray:

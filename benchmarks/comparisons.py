@@ -17,9 +17,7 @@ shallower, `--repeats=0` only compiles. Rows of one run may be compared.
 
 import dataclasses
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 from jaxtyping import Array, Float, Int
+from measuring import program_memory, seconds_per_call
 
 from vqjax import commands
 from vqjax.errors import InputError
@@ -40,13 +39,13 @@ from vqjax.registry import did_you_mean
 from vqjax.samplers.blockwise import BlockwiseSampling, sample
 from vqjax.tokens import Tokens
 from vqjax.training.experiment import build_models
+from vqjax.training.prior_stage import init_prior
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
 
 from configs import ffhq_effvqgan
 
-GIB = 2**30
 NUM_CODES = 1024
 
 
@@ -59,14 +58,14 @@ class Row:
         function: to be jitted.
         make_arguments: makes what it is called with; only its shapes are needed to compile.
         images: that a call works off.
-        feeds_back: the first result replaces the first argument: a training step.
+        trains: the first result replaces the first argument: a training step.
     """
 
     name: str
     function: Callable[..., Any]
     make_arguments: Callable[[], tuple[Any, ...]]
     images: int
-    feeds_back: bool = False
+    trains: bool = False
 
 
 class FullAttention(nn.Module):
@@ -114,7 +113,8 @@ def sampling(batch: int, layers: int) -> Iterator[Row]:
         spec = BlockwiseSampling(grid, block, prior.halo, prior.mask_id, steps)
 
         def make(prior: Any = prior) -> tuple[Any, ...]:
-            return init(prior, batch), jnp.zeros((batch, math.prod(grid)), jnp.int32)
+            known = jnp.zeros((batch, math.prod(grid)), jnp.int32)
+            return init_prior(prior, jax.random.key(0)), known
 
         def run(variables: Any, known: Any, prior: Any = prior, spec: Any = spec) -> Any:
             nothing = jnp.zeros(known.shape, bool)
@@ -144,16 +144,20 @@ def attention(batch: int, layers: int) -> Iterator[Row]:
                 tokens = Tokens.dense(codes)
                 rngs = {"mask": jax.random.key(0), "dropout": jax.random.key(1)}
                 condition = tokens.codes[:, :0]
-                return prior.apply(params, tokens, condition, train=True, method="loss", rngs=rngs)[
-                    0
-                ]
+                loss, _ = prior.apply(
+                    params, tokens, condition, train=True, method="loss", rngs=rngs
+                )
+                return loss
 
             def make(prior: Any = prior, grid: Any = grid) -> tuple[Any, ...]:
-                return fresh(init(prior, batch)), jnp.zeros((batch, *grid), jnp.int32)
+                codes = jnp.zeros((batch, *grid), jnp.int32)
+                return fresh(init_prior(prior, jax.random.key(0))), codes
 
             blocks = prior.layout(grid).num_blocks
+            if drawn == blocks:
+                continue  # that is all of them, again
             name = f"{side}x{side} multi-grained, {prior.drawn_blocks(grid)} of {blocks} blocks"
-            yield Row(name, training_step(loss), make, batch, feeds_back=True)
+            yield Row(name, training_step(loss), make, batch, trains=True)
 
         full = FullAttention(grid, layers)
 
@@ -169,13 +173,6 @@ def attention(batch: int, layers: int) -> Iterator[Row]:
             return fresh(full.init(jax.random.key(0), flat)), codes
 
         yield Row(f"{side}x{side} full attention", training_step(full_loss), make_full, batch, True)
-
-
-def init(prior: MultiGrainedPrior, batch: int) -> Any:
-    """Fresh variables."""
-    tokens = Tokens.dense(jnp.zeros((batch, *prior.grid), jnp.int32))
-    keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
-    return prior.init(keys, tokens, tokens.codes[:, :0], train=False, method="loss")
 
 
 OPTIMIZER = optax.adamw(1e-4)
@@ -213,22 +210,14 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each row; 0 only co
 def measure(row: Row) -> str:
     """Seconds and images/s of a row, and the memory of its program."""
     shapes = jax.eval_shape(row.make_arguments)
-    donated = (0,) if row.feeds_back else ()
+    donated = (0,) if row.trains else ()
     compiled = jax.jit(row.function, donate_argnums=donated).lower(*shapes).compile()
-    plan: Any = compiled.memory_analysis()
-    memory = (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / GIB
+    memory = program_memory(compiled) / 1024
     if not REPEATS.value:
         return f"{row.name:<44}{'-':>10}{'-':>10}{memory:>10.2f}"
     arguments = jax.jit(row.make_arguments)()
-    seconds = []
-    for _ in range(1 + REPEATS.value):
-        began = time.perf_counter()
-        results = jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - began)
-        if row.feeds_back:
-            arguments = (results[0], *arguments[1:])
-    median = statistics.median(seconds[1:])
-    return f"{row.name:<44}{median:>10.2f}{row.images / median:>10.2f}{memory:>10.2f}"
+    seconds = seconds_per_call(compiled, arguments, REPEATS.value, row.trains)
+    return f"{row.name:<44}{seconds:>10.2f}{row.images / seconds:>10.2f}{memory:>10.2f}"
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ apart, and never taken from a cache.
 import dataclasses
 import functools
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
+from measuring import MIB, program_memory, seconds_per_call
 from ml_collections import ConfigDict, config_flags
 
 from vqjax import commands
@@ -40,8 +40,6 @@ from vqjax.training.stage import to_float
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,36 +184,11 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls of each program; 0 on
 flags.mark_flag_as_required("config")
 
 
-def program_memory(compiled: Any) -> float:
-    """Peak memory of a compiled program on one device by XLA's own plan, MiB."""
-    plan = compiled.memory_analysis()
-    peak = (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        + plan.temp_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
-    return peak / MIB
-
-
 def allocated_memory() -> float | None:
     """Peak memory of the allocator of the fullest device since the process began, MiB, or None."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     return max(peaks) / MIB if peaks else None
-
-
-def seconds_per_call(compiled: Any, program: Program, repeats: int) -> float:
-    """Median time of a call, from its start until its results are there."""
-    arguments = program.arguments()
-    seconds = []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        results = jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - began)
-        if program.trains:
-            arguments = (results[0], *arguments[1:])
-    return statistics.median(seconds[1:])
 
 
 def describe(config: ConfigDict, mesh: Mesh) -> str:
@@ -294,7 +267,7 @@ def main() -> None:
         compile_seconds = time.perf_counter() - began
         milliseconds = speed = None
         if REPEATS.value:
-            seconds = seconds_per_call(compiled, program, REPEATS.value)
+            seconds = seconds_per_call(compiled, program.arguments(), REPEATS.value, program.trains)
             milliseconds, speed = 1e3 * seconds, program.batch_size / seconds
         measured = (compile_seconds, milliseconds, speed, program_memory(compiled))
         print(

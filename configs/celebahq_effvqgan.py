@@ -24,15 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    args = common.parse_arg(arg, **common.EFFVQGAN_ARGUMENTS)
-    config = common.efficient_vqgan(args, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
-    config.data.source = ConfigDict(
-        {
-            "name": "folder",
-            "path": "",
-            "train_range": f"0:{TRAIN_IMAGES}",
-            "validation_range": f"{TRAIN_IMAGES}:30000",
-        }
-    )
+    config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
+    config.data.source = common.sorted_folder(TRAIN_IMAGES, 30_000)
     config.data.crop = "center"
     return config

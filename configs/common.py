@@ -118,20 +118,33 @@ EFFVQGAN_ARGUMENTS = {
 }
 
 
+def sorted_folder(train_images: int, images: int) -> ConfigDict:
+    """A source: the images of a folder by their sorted names, the first ones to train on."""
+    return ConfigDict(
+        {
+            "name": "folder",
+            "path": "",
+            "train_range": f"0:{train_images}",
+            "validation_range": f"{train_images}:{images}",
+        }
+    )
+
+
 def efficient_vqgan(
-    args: ConfigDict, train_images: int, tokenizer_epochs: int, prior_epochs: int
+    arg: str, train_images: int, tokenizer_epochs: int, prior_epochs: int
 ) -> ConfigDict:
     """Paper 000 at full size, without its data. What the paper doesn't say is our choice.
 
     Args:
-        args: parsed `EFFVQGAN_ARGUMENTS`.
+        arg: "key=value,..." of `EFFVQGAN_ARGUMENTS`.
         train_images: of the data set.
         tokenizer_epochs: over it.
         prior_epochs: over it.
 
     Raises:
-        InputError: an argument without a setting.
+        InputError: unknown argument or value.
     """
+    args = parse_arg(arg, **EFFVQGAN_ARGUMENTS)
     widths, depths, multipliers = one_of(
         "f",
         args.f,

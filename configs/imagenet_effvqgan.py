@@ -40,8 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    args = common.parse_arg(arg, **common.EFFVQGAN_ARGUMENTS)
-    config = common.efficient_vqgan(args, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
+    config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
     config.data.source = ConfigDict({"name": "tfds", "dataset": "imagenet2012", "data_dir": ""})
     config.data.crop = "random"
     config.prior.model.conditional = True

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_tokenizer import large_parameters
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
@@ -28,18 +29,8 @@ def tiny(depth, window, levels=1, patch_size=2):
 
 @functools.cache
 def variables_of(model):
-    """Parameters so large that every part of the window has its weight in the attention."""
     images = jax.ShapeDtypeStruct((1, model.downsampling, model.downsampling, 3), jnp.float32)
-    rng = np.random.default_rng(0)
-
-    def draw(path, p):
-        if path[-1].key in ("bias", "scale"):
-            return jnp.asarray((path[-1].key == "scale") + rng.normal(0, 0.2, p.shape), p.dtype)
-        scale = 1.0 if path[-1].key == "codebook" else 1.5 * math.prod(p.shape[:-1]) ** -0.5
-        return jnp.asarray(rng.normal(0, scale, p.shape), p.dtype)
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return large_parameters(model, images)
 
 
 @functools.cache

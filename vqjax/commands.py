@@ -39,6 +39,19 @@ def run(main: Callable[[], None]) -> None:
     app.run(call, flags_parser=parse)
 
 
+def read_box(numbers: Sequence[str]) -> tuple[int, int, int, int]:
+    """The value of a flag --box=x0,y0,x1,y1.
+
+    Raises:
+        InputError: it is not four whole numbers.
+    """
+    try:
+        x0, y0, x1, y1 = (int(number) for number in numbers)
+    except ValueError:
+        raise InputError(f"--box={','.join(numbers)}: write it as x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a config is first loaded without overrides, to check them against it."""
     overrides = [arg for arg in argv if re.match(r"--?config\.", arg)]

@@ -145,8 +145,7 @@ def latent_grid(tokenizer: Tokenizer, image: UInt8[np.ndarray, "h w 3"]) -> tupl
     """
     f = tokenizer.downsampling
     height, width, _ = image.shape
-    # A convolutional tokenizer has no windows.
-    shortest = f * getattr(tokenizer, "window", 1)
+    shortest = tokenizer.shortest_side
     if min(height, width) < shortest:
         raise InputError(
             f"an image of {_size(image)} pixels is smaller than an attention window of"
@@ -194,7 +193,7 @@ def _encode(
     f = tokenizer.downsampling
     height, width, _ = canvas.shape
     image = canvas.astype(jnp.float32)[None] / 127.5 - 1.0
-    padding = [(0, _padding(tokenizer, side)) for side in (height, width)]
+    padding = [(0, tokenizer.fitting_side(side) - side) for side in (height, width)]
     image = jnp.pad(image, ((0, 0), *padding, (0, 0)), mode="edge")
     apply: Callable[..., Any] = tokenizer.apply
     tokens: Tokens = apply(variables, image, method="encode")
@@ -215,7 +214,7 @@ def decode(
     """
     h, w = tokens.grid
     f = tokenizer.downsampling
-    padding = [(0, _padding(tokenizer, side * f) // f) for side in (h, w)]
+    padding = [(0, tokenizer.fitting_side(side * f) // f - side) for side in (h, w)]
     codes = jnp.pad(tokens.code_map, ((0, 0), *padding), mode="edge")
     apply: Callable[..., Any] = tokenizer.apply
     images: Float[Array, "b H W 3"] = apply(variables, Tokens.dense(codes), tile, method="decode")
@@ -234,14 +233,6 @@ def show_hole(edit: Edit) -> UInt8[np.ndarray, "H W 3"]:
     stripe = max(min(edit.hole.shape) // 32, 2)
     hatching = np.where((x + y) // stripe % 2, 160, 200).astype(np.uint8)
     return np.where(edit.hole[..., None], hatching[..., None], edit.canvas)
-
-
-def _padding(tokenizer: Tokenizer, side: int) -> int:
-    """How many pixels a side that f divides lacks before the tokenizer takes it."""
-    padded = side
-    while not tokenizer.fits(padded):
-        padded += tokenizer.downsampling
-    return padded - side
 
 
 def _size(image: np.ndarray) -> str:

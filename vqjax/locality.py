@@ -138,10 +138,7 @@ def _box(grid: tuple[int, int]) -> Box:
         h, w = max(height // 4, 1), max(width // 4, 1)
         y, x = (height - h) // 2, (width - w) // 2
         return x, y, x + w, y + h
-    try:
-        x0, y0, x1, y1 = (int(number) for number in BOX.value)
-    except ValueError:
-        raise InputError(f"--box={','.join(BOX.value)}: write it as x0,y0,x1,y1") from None
+    x0, y0, x1, y1 = commands.read_box(BOX.value)
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise InputError(
             f"--box={','.join(BOX.value)}: x0 < x1 from 0 to {width} and y0 < y1 from 0 to"

@@ -56,9 +56,9 @@ class ProjectedDiscriminator(nn.Module):
         }
         images = jax.ShapeDtypeStruct((1, 2 * _STRIDE, 2 * _STRIDE, 3), jnp.float32)
         features = jax.eval_shape(module.apply, {"params": backbone}, images)
-        projection = _Projection().init(
-            key, [jnp.zeros(features[layer].shape) for layer in _LAYERS]
-        )
+        maps = [jnp.zeros(features[layer].shape) for layer in _LAYERS]
+        # Jitted, so that the maps themselves are not computed.
+        projection = jax.jit(_Projection().init)(key, maps)
         # On the host: whoever runs on several of them places them itself.
         return {"backbone": backbone, "projection": jax.device_get(projection["params"])}
 

@@ -1,5 +1,7 @@
 """What all tokenizers with one code for every cell share: the way from images to codes and back."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -15,6 +17,10 @@ class DenseTokenizer(nn.Module):
     Attributes:
         quantizer: the codebook.
     """
+
+    token_kind: ClassVar[str] = "dense"
+    # Name of the last layer among the parameters.
+    last_layer: ClassVar[str] = "last_convolution"
 
     quantizer: VectorQuantizer
 
@@ -55,6 +61,16 @@ class DenseTokenizer(nn.Module):
         """Whether an image may have a side of so many pixels."""
         return side > 0 and side % self.downsampling == 0
 
+    def fitting_side(self, side: int) -> int:
+        """The shortest side of at least so many pixels that fits."""
+        f = self.downsampling
+        return next(s for s in range(-(-side // f) * f, 2**20, f) if self.fits(s))
+
+    @property
+    def shortest_side(self) -> int:
+        """Pixels of the shortest side that is worth tokenizing; `fits` alone may allow less."""
+        return self.downsampling
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """The latent grid of an image of `height` x `width` pixels.
 
@@ -65,7 +81,7 @@ class DenseTokenizer(nn.Module):
         for side in (height, width):
             if not self.fits(side):
                 below = next((s for s in range(side // f * f, 0, -f) if self.fits(s)), None)
-                above = next(s for s in range(-(-side // f) * f, 2**20, f) if self.fits(s))
+                above = self.fitting_side(side)
                 near = f"{below} or {above}" if below else f"{above}"
                 raise InputError(
                     f"a side of {side} pixels does not fit a tokenizer with {self.granularity}:"

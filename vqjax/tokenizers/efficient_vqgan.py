@@ -7,7 +7,7 @@ So the same weights take any resolution that the downsampling factor and the win
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import einops
 import flax.linen as nn
@@ -146,9 +146,6 @@ class EfficientVQGAN(DenseTokenizer):
         implementation: see `vqjax.nn.attention.attention`.
     """
 
-    token_kind: ClassVar[str] = "dense"
-    last_layer: ClassVar[str] = "last_convolution"
-
     patch_size: int = 4
     widths: tuple[int, ...] = (128, 256, 512)
     depths: tuple[int, ...] = (2, 2, 6)
@@ -214,6 +211,11 @@ class EfficientVQGAN(DenseTokenizer):
         return super().fits(side) and all(
             cells <= self.window or cells % self.window == 0 for cells in levels
         )
+
+    @property
+    def shortest_side(self) -> int:
+        """An attention window's at the resolution of the latents."""
+        return self.downsampling * self.window
 
     @property
     def halo(self) -> int:

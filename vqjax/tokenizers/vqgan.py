@@ -7,7 +7,7 @@ GroupNorm and attention take in the whole map. So the same weights take any reso
 downsampling factor divides, but every pixel depends on every code.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -94,9 +94,6 @@ class VQGAN(DenseTokenizer):
         remat: recompute residual and attention blocks in the backward pass.
         dtype: compute dtype; parameters, pixels and quantization are float32.
     """
-
-    token_kind: ClassVar[str] = "dense"
-    last_layer: ClassVar[str] = "last_convolution"
 
     width: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
