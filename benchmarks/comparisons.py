@@ -144,10 +144,10 @@ def attention(batch: int, layers: int) -> Iterator[Row]:
                 tokens = Tokens.dense(codes)
                 rngs = {"mask": jax.random.key(0), "dropout": jax.random.key(1)}
                 condition = tokens.codes[:, :0]
-                loss, _ = prior.apply(
+                nats, _ = prior.apply(
                     params, tokens, condition, train=True, method="loss", rngs=rngs
                 )
-                return loss
+                return nats
 
             def make(prior: Any = prior, grid: Any = grid) -> tuple[Any, ...]:
                 codes = jnp.zeros((batch, *grid), jnp.int32)
