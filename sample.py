@@ -14,11 +14,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from vqjax import commands, editing
+from vqjax import commands, editing, sampling_flags
 from vqjax.data.images import read_image
 from vqjax.errors import InputError
 from vqjax.generator import Generator
-from vqjax.samplers.rejection import Rejection, Score, imagenet_classifier
 from vqjax.training.console import setup_logging
 from vqjax.training.pictures import image_grid
 from vqjax.training.prior_stage import sampling_spec
@@ -26,42 +25,13 @@ from vqjax.training.prior_stage import sampling_spec
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "Folder for the images [<workdir>/samples]")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other images")
+NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many images [the config's]")
 LABEL = flags.DEFINE_string(
     "label", "", "Class, by name or number; for class-conditional runs [all in turn; an edit: none]"
 )
-# Those that are not given are the config's.
-SETTINGS = {
-    "num_images": flags.DEFINE_integer("num_images", None, "How many images"),
-    "batch_size": flags.DEFINE_integer("batch_size", None, "How many at a time"),
-    "steps": flags.DEFINE_integer("steps", None, "Parallel steps in each block"),
-    "temperature": flags.DEFINE_float("temperature", None, "Of the softmax codes are drawn from"),
-    "top_k": flags.DEFINE_integer("top_k", None, "Draw among the k most likely codes; 0 for all"),
-    "top_p": flags.DEFINE_float("top_p", None, "Draw among codes of this probability; 1 for all"),
-    "choice_temperature": flags.DEFINE_float(
-        "choice_temperature", None, "Noise on the confidence by which tokens are kept"
-    ),
-    "guidance": flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 for none"),
-    "guidance_schedule": flags.DEFINE_enum(
-        "guidance_schedule", None, ["constant", "linear"], "linear: grows from 1 over the sampling"
-    ),
-    "decode_tile": flags.DEFINE_integer(
-        "decode_tile", None, "Decode in tiles of so many pixels to save memory; 0 for the whole"
-    ),
-}
+SAMPLING = sampling_flags.define()
 ACCEPTANCE = flags.DEFINE_float(
     "acceptance", 1.0, "Keep this fraction of the images, those that a classifier likes best"
-)
-CLASSIFIER = flags.DEFINE_enum(
-    "classifier",
-    "efficientnet_lite1",
-    ["efficientnet_lite0", "efficientnet_lite1"],
-    "Which classifier of ImageNet; the projected adversary trains against lite0",
-)
-SCORE = flags.DEFINE_enum(
-    "score",
-    "label",
-    ["label", "confidence"],
-    "Its probability of the image's class, where classes are ImageNet's 1000; or of the likeliest",
 )
 EDIT = flags.DEFINE_enum("edit", None, ["inpaint", "outpaint", "replace"], "Edit an image")
 IMAGE = flags.DEFINE_string("image", None, "Image to edit")
@@ -73,7 +43,10 @@ SIDES = {
 BOX = flags.DEFINE_list("box", None, "replace: x0,y0,x1,y1 in pixels")
 COMPOSITE = flags.DEFINE_bool("composite", True, "Keep the image's own pixels outside the hole")
 EDITS = {"inpaint": ("mask",), "outpaint": tuple(SIDES), "replace": ("box",)}
-RECORDED = ("seed", "label", "acceptance", "classifier", "score", "edit", "image", "composite")
+RECORDED = (
+    *("seed", "label", "acceptance", "classifier", "classifier_weights", "score"),
+    *("edit", "image", "composite"),
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -82,9 +55,9 @@ def main() -> None:
     workdir = Path(WORKDIR.value or "")
     generator = Generator(workdir)
     settings = generator.config.sampling
-    for name, flag in SETTINGS.items():
-        if flag.value is not None:
-            settings[name] = flag.value
+    SAMPLING.override(settings)
+    if NUM_IMAGES.value is not None:
+        settings.num_images = NUM_IMAGES.value
     if settings.num_images < 1 or settings.batch_size < 1:
         raise InputError("--num_images and --batch_size: at least 1 is needed")
     tile = settings.get("decode_tile", 0)
@@ -93,7 +66,7 @@ def main() -> None:
     grid = edit.grid if edit else generator.prior.grid
     spec = sampling_spec(generator.prior, grid, settings)
     labels = _labels(generator, settings.num_images)
-    rejection = _rejection(generator, labels)
+    rejection = SAMPLING.rejection(ACCEPTANCE.value, generator.prior.num_classes, labels)
     log = setup_logging(workdir)
 
     batches = generator.generate(
@@ -171,21 +144,6 @@ def _labels(generator: Generator, count: int) -> np.ndarray:
         f"--label={LABEL.value}: give a number from 0 to {prior.num_classes - 1}, or one of:"
         f" {', '.join(names[:20])}{', ...' if prior.num_classes > 20 else ''}"
     )
-
-
-def _rejection(generator: Generator, labels: np.ndarray) -> Rejection | None:
-    """What candidates have to pass."""
-    if ACCEPTANCE.value == 1.0:
-        return None
-    classes = generator.prior.num_classes
-    if SCORE.value == "label" and not labels.max() < classes == 1000:
-        raise InputError(
-            "--score=label is by the class of each image, of ImageNet's 1000: this run has"
-            f" {classes}, and an edit needs --label; give --score=confidence"
-        )
-    classify = imagenet_classifier(CLASSIFIER.value.removeprefix("efficientnet_"))
-    by: Score = "label" if SCORE.value == "label" else "confidence"
-    return Rejection(ACCEPTANCE.value, classify, by)
 
 
 def _save_grid(images: list[np.ndarray], columns: int, file: Path) -> None:

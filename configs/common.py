@@ -259,6 +259,18 @@ def _stage() -> ConfigDict:
     stage.log_every = 50
     stage.eval_every = 5_000
     stage.eval_images = 2_048  # of the validation split, at most
+    # Frechet distance at every evaluation, of so many images (0: none): "rFD-lite1" of the
+    # tokenizer's reconstructions, "FD-lite1" of the prior's samples, "rFID" and "FID" with
+    # inception and a file of its weights. Also as `best_metric`, with best_mode "min".
+    stage.frechet = ConfigDict(
+        {
+            "images": 0,
+            "network": "efficientnet_lite1",
+            "weights": "",
+            "sha256": "",
+            "resize": "torch",
+        }
+    )
     stage.checkpoint_every = 5_000
     stage.keep_checkpoints = 2  # the newest; the best by `best_metric` is kept besides
     stage.best_metric = ""

@@ -21,6 +21,7 @@ class Numbered:
     broken: tuple[int, ...] = ()
     num_classes: int = 1
     class_names: tuple[str, ...] = ("number",)
+    fingerprint: str = "numbers"
     reads: list = dataclasses.field(default_factory=list)
 
     def __len__(self):

@@ -89,14 +89,14 @@ def test_replacing_a_box(folder, tmp_path):
 def test_rejection(folder, tmp_path, monkeypatch):
     asked = []
 
-    def classifier(variant):
-        asked.append(variant)
+    def classifier(name, weights):
+        asked.append((name, weights))
         return lambda images: images.mean(axis=(1, 2))
 
-    monkeypatch.setattr(programs._load("sample")[0], "imagenet_classifier", classifier)
+    monkeypatch.setattr("vqjax.sampling_flags.imagenet_classifier", classifier)
     flags = ["--acceptance=0.5", "--score=confidence", "--classifier=efficientnet_lite1"]
     assert sample(folder, tmp_path, *flags) == 0
-    assert asked == ["lite1"]
+    assert asked == [("efficientnet_lite1", None)]
     assert sorted(f.name for f in tmp_path.glob("0*")) == [f"{i:05d}.png" for i in range(3)]
 
 
@@ -170,7 +170,7 @@ def test_one_line_before_any_model_is_loaded(flags, expected, folder, capsys, mo
         raise AssertionError("weights are loaded")
 
     monkeypatch.setattr("vqjax.generator.load_weights", load_weights)
-    monkeypatch.setattr(programs._load("sample")[0], "imagenet_classifier", lambda variant: len)
+    monkeypatch.setattr("vqjax.sampling_flags.imagenet_classifier", lambda *_: len)
     flags = [flag.replace("@", f"{folder}/") for flag in flags]
     message = error(capsys, "sample", f"--workdir={tiny.finished_run().workdir}", *flags)
     assert re.search(expected, message), message

@@ -200,10 +200,14 @@ def _encode(
     return tokens.code_map[0, : height // f, : width // f].reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnames=("tokenizer", "tile"))
+@functools.partial(jax.jit, static_argnames=("tokenizer", "tile", "rounded"))
 def decode(
-    tokenizer: Tokenizer, variables: Mapping[str, Any], tokens: Tokens, tile: int = 0
-) -> UInt8[Array, "b H W 3"]:
+    tokenizer: Tokenizer,
+    variables: Mapping[str, Any],
+    tokens: Tokens,
+    tile: int = 0,
+    rounded: bool = True,
+) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
     """Pixels of tokens on any grid, with or without what makes windows divide it.
 
     Args:
@@ -211,6 +215,7 @@ def decode(
         variables: its variables.
         tokens: dense ones.
         tile: see `Tokenizer.decode`.
+        rounded: to 8 bits; else [-1, 1].
     """
     h, w = tokens.grid
     f = tokenizer.downsampling
@@ -219,7 +224,7 @@ def decode(
     apply: Callable[..., Any] = tokenizer.apply
     images: Float[Array, "b H W 3"] = apply(variables, Tokens.dense(codes), tile, method="decode")
     images = jnp.clip(images[:, : h * f, : w * f], -1.0, 1.0)
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
+    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8) if rounded else images
 
 
 def composite(images: UInt8[Array, "b H W 3"], edit: Edit) -> UInt8[Array, "b H W 3"]:

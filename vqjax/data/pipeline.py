@@ -94,6 +94,7 @@ def evaluation_batches(
     batch_size: int,
     resolution: int,
     limit: int | None = None,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     on_broken: OnBroken = "error",
@@ -109,6 +110,7 @@ def evaluation_batches(
         batch_size: images of all processes together.
         resolution: side of the images in pixels.
         limit: number of images, the first of that order; None for all.
+        start: the first batch to yield.
         process_index: of this process among those that share the batch.
         process_count: number of those.
         on_broken: as for `train_batches`.
@@ -127,7 +129,8 @@ def evaluation_batches(
     read = _Read(source, on_broken)
     order = np.random.default_rng(0).permutation(len(source))[:count]
     batch = _EvaluationBatch(read, resolution, order, batch_size, process_index * local, local)
-    return _deliver(grain.MapDataset.range(-(-count // batch_size)).map(batch), workers=0)
+    batches = max(-(-count // batch_size), start)
+    return _deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
 
 
 # An example's image and label, and the messages of the broken images that it stands in for.

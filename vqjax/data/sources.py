@@ -1,6 +1,8 @@
 """What the pipeline asks of a data set, and how a stable share of one is held out."""
 
 import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkable
 
 import numpy as np
@@ -37,9 +39,22 @@ class Source(Protocol):
         """Name of each class, the same for both splits."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """What says which images these are, wherever they lie: for the protocol of a result."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: SupportsIndex) -> Example: ...
+
+
+def files_fingerprint(root: Path, names: Iterable[str]) -> str:
+    """Hex digest of the names and sizes of files below a folder, in their order."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0{(root / name).stat().st_size}\n".encode())
+    return f"sha256 of names and sizes {digest.hexdigest()}"
 
 
 def held_out(key: str, fraction: float) -> bool:

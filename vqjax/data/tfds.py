@@ -39,6 +39,7 @@ class TFDS:
     def __post_init__(self) -> None:
         builder = self._builder()
         features = dict(builder.info.features.items())
+        self._full_name = builder.info.full_name
         if not isinstance(features.get("image"), tensorflow_datasets.features.Image):
             raise InputError(
                 f"config.data.source.dataset: {self.dataset} has no image feature, only "
@@ -73,6 +74,11 @@ class TFDS:
     def class_names(self) -> tuple[str, ...]:
         """Names of the class labels."""
         return self._class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Name, version and split of the data set."""
+        return f"{self._full_name}, {self._split_name}"
 
     def __len__(self) -> int:
         return len(self._data)

@@ -100,10 +100,17 @@ class EfficientNetLite(nn.Module):
                 features[_READ_OUT[index]] = x
         return features
 
+    def pooled(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b 1280"], Float[Array, "b 1000"]]:
+        """The classifier's input, averaged over positions, and its logits; images as `__call__`."""
+        x = nn.relu6(self.head(self(images)["stride32"]))
+        features = jnp.mean(x, axis=(1, 2))
+        return features, self.classifier(features)
+
     def logits(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1000"]:
         """Unnormalised log-probabilities of the ImageNet classes, images as in `__call__`."""
-        x = nn.relu6(self.head(self(images)["stride32"]))
-        return self.classifier(jnp.mean(x, axis=(1, 2)))
+        return self.pooled(images)[1]
 
 
 class _Block(nn.Module):

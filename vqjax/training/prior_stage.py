@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from vqjax.priors import Prior
 from vqjax.samplers.blockwise import BlockwiseSampling, sample
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
+from vqjax.training.frechet import FrechetMonitor
 from vqjax.training.optimizers import accumulate
 from vqjax.training.pictures import image_grid
 from vqjax.training.sharding import to_host
@@ -121,8 +123,12 @@ class PriorStage(Stage):
         self.grid = tokenizer.grid(resolution, resolution)
         self.spec = sampling_spec(model, self.grid, sampling)
         self.samples = min(SAMPLES, sampling.batch_size)
+        self.sampling_batch = sampling.batch_size
         self.tile = sampling.decode_tile
         tokenizer.check_tile(self.tile)
+        self.frechet = None
+        if config.frechet.images:
+            self.frechet = FrechetMonitor(name, config.frechet)
         self.apply: Callable[..., Any] = model.apply
         self.apply_tokenizer: Callable[..., Any] = tokenizer.apply
         self.eval_step = jax.jit(self._eval_step)
@@ -138,7 +144,7 @@ class PriorStage(Stage):
 
     def load_frozen(self, shapes: Any) -> Any:
         """The trained tokenizer's variables."""
-        return load_weights(self.tokenizer_folder, self.tokenizer_config, shapes)
+        return load_weights(self.tokenizer_folder, self.tokenizer_config, shapes)[0]
 
     def train_step(
         self,
@@ -196,6 +202,12 @@ class PriorStage(Stage):
             key = random_key(self.seed, f"{self.name}/evaluate", i)
             batch_sums = self.eval_step(variables, frozen, images, labels, valid, key)
             sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
+            if self.frechet and self.frechet.wants_more:
+                for part in self._parts(batch):
+                    images, labels, valid = to_devices(part)
+                    key = random_key(self.seed, f"{self.name}/frechet", self.frechet.batches)
+                    made = self.decode(frozen, self._draw(variables, key, labels))
+                    self.frechet.add(to_float(images), made, to_host(valid))
         sums = jax.tree.map(to_host, sums)
         counts = jnp.asarray(sums.pop("codes"))
         losses = sums["nats"] / sums["tokens"]
@@ -203,6 +215,8 @@ class PriorStage(Stage):
             f"loss_at_{ratio}": float(x) for ratio, x in zip(MASK_RATIOS, losses, strict=True)
         }
         metrics["unigram_entropy"] = math.log(float(quantizers.perplexity(counts)))
+        if self.frechet:
+            metrics |= self.frechet.distance()
         return metrics, {"samples": image_grid(self._samples(variables, frozen), columns=6)}
 
     def _eval_step(
@@ -240,18 +254,31 @@ class PriorStage(Stage):
 
     def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
         """Images drawn with the same key at every evaluation, to be compared; classes in turn."""
-        known = jnp.zeros((self.samples, self.grid[0] * self.grid[1]), jnp.int32)
         labels = jnp.arange(self.samples) % max(self.model.num_classes, 1)
-        tokens = sample(
-            self.apply,
-            variables,
-            random_key(self.seed, f"{self.name}/sample", 0),
-            condition_of(self.model, labels),
-            known,
-            jnp.zeros(known.shape, bool),
-            self.spec,
+        key = random_key(self.seed, f"{self.name}/sample", 0)
+        return to_host(self.decode(frozen, self._draw(variables, key, labels)))
+
+    def _draw(self, variables: Any, key: Key[Array, ""], labels: Int[Array, "b"]) -> Tokens:
+        """Tokens of new images of these classes."""
+        known = jnp.zeros((len(labels), self.grid[0] * self.grid[1]), jnp.int32)
+        condition = condition_of(self.model, labels)
+        unknown = jnp.zeros(known.shape, bool)
+        return sample(self.apply, variables, key, condition, known, unknown, self.spec)
+
+    def _parts(self, batch: Any) -> list[tuple[Any, ...]]:
+        """Images, labels and validity of a batch, in parts no larger than are sampled at once."""
+        # Of each process's rows; every device keeps at least one of each part.
+        rows = len(batch["label"])
+        most = max(self.config.batch_size // jax.device_count(), 1)
+        parts = next(
+            n
+            for n in range(1, most + 1)
+            if n == most or (most % n == 0 and self.config.batch_size <= n * self.sampling_batch)
         )
-        return to_host(self.decode(frozen, tokens))
+        if rows % parts:
+            parts = 1
+        split = (np.split(batch[key], parts) for key in ("image", "label", "valid"))
+        return list(zip(*split, strict=True))
 
     def _decode(self, frozen: Any, tokens: Tokens) -> Float[Array, "b H W 3"]:
         images = self.apply_tokenizer(frozen, tokens, self.tile, method="decode")

@@ -17,6 +17,7 @@ from vqjax.features.lpips import LPIPS, load_lpips
 from vqjax.losses import l1_loss, l2_loss, psnr
 from vqjax.tokenizers import Tokenizer
 from vqjax.training.adversary import Adversary
+from vqjax.training.frechet import FrechetMonitor
 from vqjax.training.optimizers import accumulate
 from vqjax.training.pictures import pair_grid
 from vqjax.training.sharding import to_host
@@ -63,6 +64,9 @@ class TokenizerStage(Stage):
         self.adversary = None
         if config.discriminator.model.name != "none":
             self.adversary = Adversary(config.discriminator, config.steps, self.image_shape)
+        self.frechet = None
+        if config.frechet.images:
+            self.frechet = FrechetMonitor(name, config.frechet, prefix="r")
         self.eval_step = jax.jit(self._eval_step)
         model.grid(resolution, resolution)
 
@@ -217,6 +221,8 @@ class TokenizerStage(Stage):
                 state.generator.variables, frozen, images, valid
             )
             sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
+            if self.frechet and self.frechet.wants_more:
+                self.frechet.add(to_float(images), reconstructions, to_host(valid))
             if not pictures:
                 shown = to_host(images)[:PICTURES], to_host(reconstructions)[:PICTURES]
                 pictures["reconstructions"] = pair_grid(
@@ -228,6 +234,8 @@ class TokenizerStage(Stage):
         metrics = {name: float(total / number) for name, total in sums.items()}
         metrics["codebook_usage"] = float(quantizers.usage(counts))
         metrics["codebook_perplexity"] = float(quantizers.perplexity(counts))
+        if self.frechet:
+            metrics |= self.frechet.distance()
         return metrics, pictures
 
     def _eval_step(

@@ -12,8 +12,8 @@ from vqjax.training.checkpoints import Checkpointer
 log = logging.getLogger(__name__)
 
 
-def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> Any:
-    """A trained model's variables.
+def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> tuple[Any, int]:
+    """A trained model's variables, and the step that they are of.
 
     Args:
         folder: of the stage.
@@ -49,7 +49,7 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> Any:
         )
     player = found[0]["generator"]
     log.info("%s: weights of step %d (%s, %s)", folder.name, found[1], config.use, weights)
-    return {"params": player[weights], **player["model_state"]}
+    return {"params": player[weights], **player["model_state"]}, found[1]
 
 
 def _missing(folder: Path) -> str:

@@ -1,0 +1,339 @@
+"""Inception-v3 against a float64 oracle that has PyTorch's layouts and unfolded BatchNorms."""
+
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+
+from vqjax.errors import InputError
+from vqjax.features import inception
+from vqjax.features.inception import InceptionTrunk, load_inception, to_input
+
+# Maps of 2x1 in the end, and of odd and even sides on the way there.
+HEIGHT, WIDTH = 107, 83
+
+
+class Oracle:
+    """The published architecture, and random weights for it under PyTorch's names.
+
+    Args:
+        state: weights; those that are missing are drawn when they are needed.
+        padded: kinds of blocks ("A", "C", "E") whose averages also count the zeros of the padding.
+        averaged: the last block averages where it should take the maximum.
+    """
+
+    def __init__(self, state=None, padded="", averaged=False):
+        self.state = {} if state is None else state
+        self.rng = np.random.default_rng(0)
+        self.padded, self.averaged = padded, averaged
+
+    def weight(self, name, draw):
+        if name not in self.state:
+            self.state[name] = draw().astype(np.float32)
+        return self.state[name].astype(np.float64)
+
+    def convolve(self, x, name, features, height=1, width=1, stride=1, same=True):
+        """Of x (channels, height, width), with BatchNorm and ReLU."""
+        fan_in = len(x) * height * width
+        weight = self.weight(
+            f"{name}.conv.weight",
+            lambda: self.rng.normal(0, np.sqrt(2 / fan_in), (features, len(x), height, width)),
+        )
+        if same:
+            x = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
+        windows = sliding_window_view(x, (height, width), axis=(1, 2))[:, ::stride, ::stride]
+        x = np.einsum("chwij,ocij->ohw", windows, weight, optimize=True)
+        scale, shift, mean, variance = (
+            self.weight(f"{name}.bn.{k}", lambda a=a, b=b: self.rng.uniform(a, b, features))
+            for k, a, b in (
+                ("weight", 0.5, 1.5),
+                ("bias", -0.3, 0.3),
+                ("running_mean", -0.3, 0.3),
+                ("running_var", 0.05, 2.0),
+            )
+        )
+        column = (slice(None), None, None)
+        x = (x - mean[column]) / np.sqrt(variance + 0.001)[column]
+        return np.maximum(x * scale[column] + shift[column], 0)
+
+    def within(self, block):
+        return lambda x, name, *rest, **more: self.convolve(x, f"{block}.{name}", *rest, **more)
+
+    @staticmethod
+    def pool(x, reduce, stride=1):
+        """3x3; with a stride of 1 what lies outside is NaN."""
+        if stride == 1:
+            x = np.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+        return reduce(sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::stride, ::stride], (-1, -2))
+
+    def average(self, x, kind):
+        if kind in self.padded:
+            return self.pool(x, np.nansum) / 9
+        return self.pool(x, np.nanmean)
+
+    def a(self, x, name, pool):
+        conv = self.within(name)
+        one = conv(x, "branch1x1", 64)
+        five = conv(conv(x, "branch5x5_1", 48), "branch5x5_2", 64, 5, 5)
+        three = conv(conv(x, "branch3x3dbl_1", 64), "branch3x3dbl_2", 96, 3, 3)
+        three = conv(three, "branch3x3dbl_3", 96, 3, 3)
+        return np.concatenate([one, five, three, conv(self.average(x, "A"), "branch_pool", pool)])
+
+    def b(self, x, name):
+        conv = self.within(name)
+        three = conv(x, "branch3x3", 384, 3, 3, stride=2, same=False)
+        double = conv(conv(x, "branch3x3dbl_1", 64), "branch3x3dbl_2", 96, 3, 3)
+        double = conv(double, "branch3x3dbl_3", 96, 3, 3, stride=2, same=False)
+        return np.concatenate([three, double, self.pool(x, np.max, 2)])
+
+    def c(self, x, name, width):
+        conv = self.within(name)
+        one = conv(x, "branch1x1", 192)
+        seven = conv(conv(x, "branch7x7_1", width), "branch7x7_2", width, 1, 7)
+        seven = conv(seven, "branch7x7_3", 192, 7, 1)
+        double = conv(conv(x, "branch7x7dbl_1", width), "branch7x7dbl_2", width, 7, 1)
+        double = conv(conv(double, "branch7x7dbl_3", width, 1, 7), "branch7x7dbl_4", width, 7, 1)
+        double = conv(double, "branch7x7dbl_5", 192, 1, 7)
+        pooled = conv(self.average(x, "C"), "branch_pool", 192)
+        return np.concatenate([one, seven, double, pooled])
+
+    def d(self, x, name):
+        conv = self.within(name)
+        three = conv(x, "branch3x3_1", 192)
+        three = conv(three, "branch3x3_2", 320, 3, 3, stride=2, same=False)
+        seven = conv(conv(x, "branch7x7x3_1", 192), "branch7x7x3_2", 192, 1, 7)
+        seven = conv(seven, "branch7x7x3_3", 192, 7, 1)
+        seven = conv(seven, "branch7x7x3_4", 192, 3, 3, stride=2, same=False)
+        return np.concatenate([three, seven, self.pool(x, np.max, 2)])
+
+    def e(self, x, name, last):
+        conv = self.within(name)
+        one = conv(x, "branch1x1", 320)
+        three = conv(x, "branch3x3_1", 384)
+        three = [conv(three, "branch3x3_2a", 384, 1, 3), conv(three, "branch3x3_2b", 384, 3, 1)]
+        double = conv(conv(x, "branch3x3dbl_1", 448), "branch3x3dbl_2", 384, 3, 3)
+        double = [
+            conv(double, "branch3x3dbl_3a", 384, 1, 3),
+            conv(double, "branch3x3dbl_3b", 384, 3, 1),
+        ]
+        maximum = last and not self.averaged
+        pooled = self.pool(x, np.nanmax) if maximum else self.average(x, "E")
+        return np.concatenate([one, *three, *double, conv(pooled, "branch_pool", 192)])
+
+    def __call__(self, image):
+        """Features and logits of an image (height, width, 3), values as the network sees them."""
+        x = np.moveaxis(np.asarray(image, np.float64), -1, 0)
+        x = self.convolve(x, "Conv2d_1a_3x3", 32, 3, 3, stride=2, same=False)
+        x = self.convolve(x, "Conv2d_2a_3x3", 32, 3, 3, same=False)
+        x = self.pool(self.convolve(x, "Conv2d_2b_3x3", 64, 3, 3), np.max, 2)
+        x = self.convolve(x, "Conv2d_3b_1x1", 80)
+        x = self.pool(self.convolve(x, "Conv2d_4a_3x3", 192, 3, 3, same=False), np.max, 2)
+        for name, pool in (("5b", 32), ("5c", 64), ("5d", 64)):
+            x = self.a(x, f"Mixed_{name}", pool)
+        x = self.b(x, "Mixed_6a")
+        for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+            x = self.c(x, f"Mixed_{name}", width)
+        x = self.d(x, "Mixed_7a")
+        x = self.e(x, "Mixed_7b", last=False)
+        features = self.e(x, "Mixed_7c", last=True).mean((1, 2))
+        weight = self.weight("fc.weight", lambda: self.rng.normal(0, 0.03, (1008, 2048)))
+        self.weight("fc.bias", lambda: self.rng.normal(0, 1, 1008))
+        return features, weight @ features
+
+
+@functools.cache
+def random_image():
+    return np.random.default_rng(1).uniform(-1, 1, (HEIGHT, WIDTH, 3)).astype(np.float32)
+
+
+@functools.cache
+def expected():
+    """Random weights, and the features and logits of the random image."""
+    oracle = Oracle()
+    return (oracle.state, *oracle(random_image()))
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "inception.npz"
+    # As newer versions of PyTorch save them.
+    counts = {
+        name.replace("running_var", "num_batches_tracked"): np.array(7)
+        for name in expected()[0]
+        if name.endswith("running_var")
+    }
+    np.savez(file, **expected()[0], **counts)
+    return file
+
+
+@pytest.fixture(scope="module")
+def loaded(weights_file):
+    return load_inception(weights_file)
+
+
+@pytest.fixture(scope="module")
+def trunk_features(loaded):
+    trunk = {"params": loaded[1]["params"]["trunk"]}
+    return jax.jit(InceptionTrunk().apply)(trunk, jnp.asarray(random_image()[None]))[0]
+
+
+def distance(features, other):
+    return np.abs(np.asarray(features) - other).max() / np.abs(other).max()
+
+
+def test_features_equal_the_float64_oracle(trunk_features):
+    assert distance(trunk_features, expected()[1]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "quirk", [{"padded": "A"}, {"padded": "C"}, {"padded": "E"}, {"averaged": True}], ids=str
+)
+def test_every_quirk_of_the_pooling_matters(quirk, trunk_features):
+    other, _ = Oracle(expected()[0], **quirk)(random_image())
+    assert distance(trunk_features, other) > 1e-3
+
+
+def test_images_are_resized_and_logits_have_no_bias(loaded, monkeypatch):
+    """The whole network, were it one for small images."""
+    monkeypatch.setattr(inception, "INPUT_SIZE", 75)
+    module, variables, _ = loaded
+    images = jnp.asarray(random_image()[None])
+    features, logits = jax.jit(functools.partial(module.apply, method="pooled"))(variables, images)
+    expected_features, expected_logits = Oracle(expected()[0])(
+        sample(random_image(), 75, torch_position)
+    )
+    assert distance(features[0], expected_features) < 1e-4
+    assert distance(logits[0], expected_logits) < 1e-4
+    shapes = jax.eval_shape(functools.partial(module.apply, method="logits"), variables, images)
+    assert shapes.shape == (1, 1008)
+    assert jax.eval_shape(module.apply, variables, images).shape == (1, 2048)
+
+
+def torch_position(index, size, new):
+    return max((index + 0.5) * size / new - 0.5, 0)
+
+
+def tf_position(index, size, new):
+    return index * size / new
+
+
+def sample(image, new, position):
+    """Bilinear in float64, at these positions of each axis."""
+    image = np.asarray(image, np.float64)
+    for axis in (0, 1):
+        size, rows = image.shape[axis], []
+        for index in range(new):
+            at = position(index, size, new)
+            low = int(np.floor(at))
+            one, two = (np.take(image, min(i, size - 1), axis) for i in (low, low + 1))
+            rows.append(one + (at - low) * (two - one))
+        image = np.stack(rows, axis)
+    return image
+
+
+def eight_bit(*shape):
+    return np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+
+
+# Larger, smaller, one of each, and one side as it is to be.
+SIZES = [(64, 41), (400, 331), (310, 256), (299, 128)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_torch_and_tf_are_bilinear_at_their_own_positions(size):
+    pixels = eight_bit(*size, 3)
+    images = jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32)
+    torch = sample(pixels / 127.5 - 1, 299, torch_position)
+    np.testing.assert_allclose(to_input(images, "torch")[0], torch, atol=1e-4)
+    tf = (sample(pixels, 299, tf_position) - 128) / 128
+    np.testing.assert_allclose(to_input(images, "tf")[0], tf, atol=1e-4)
+    assert np.abs(tf - torch).max() > 0.1
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_clean_is_the_bicubic_of_pillow(size):
+    # Black beside white, where a cubic overshoots.
+    pixels = np.where(eight_bit(*size, 3) > 127, 255, 0).astype(np.uint8)
+    channels = [
+        Image.fromarray(pixels[..., c].astype(np.float32)).resize((299, 299), Image.BICUBIC)
+        for c in range(3)
+    ]
+    assert np.max(channels) > 260
+    clean = (np.clip(np.stack(channels, -1), 0, 255) - 128) / 128
+    images = jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32)
+    np.testing.assert_allclose(to_input(images, "clean")[0], clean, atol=2e-5)
+
+
+def test_images_of_the_size_are_left_alone():
+    pixels = eight_bit(1, 299, 299, 3)
+    images = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
+    np.testing.assert_array_equal(to_input(images, "torch"), images)
+    for resize in ("tf", "clean"):
+        values = (pixels.astype(np.float64) - 128) / 128
+        np.testing.assert_allclose(to_input(images, resize), values, atol=1e-6)
+
+
+def test_bfloat16_computes_in_it_and_returns_float32(loaded):
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    module = inception.InceptionV3(dtype="bfloat16")
+    program = str(jax.make_jaxpr(module.apply)(loaded[1], images))
+    assert " conv_general_dilated" in program and "f32[2,149,149,32]" not in program
+    assert jax.eval_shape(module.apply, loaded[1], images).dtype == jnp.float32
+
+
+def test_products_of_float32_are_of_float32_on_every_device(loaded):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    apply = functools.partial(loaded[0].apply, method="pooled")
+    lowered = jax.jit(apply).lower(loaded[1], images).as_text()
+    products = [
+        line for line in lowered.splitlines() if "convolution(" in line or "dot_general" in line
+    ]
+    assert len(products) > 90
+    # The resizing, too.
+    assert all("HIGHEST" in line for line in products)
+
+
+def test_wrong_files_are_one_clear_line(weights_file, tmp_path):
+    address = "https://github.com/mseitzer/pytorch-fid/releases/.*6726825d.pth"
+    with pytest.raises(InputError, match=f"none.pth: No such file.*fetch Inception-v3.*{address}"):
+        load_inception(tmp_path / "none.pth")
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"PK\x03\x04")
+    with pytest.raises(InputError, match=f"has sha256 .*, expected 6726825d: .*{address}"):
+        load_inception(other)
+    with pytest.raises(InputError, match=r"inception.npz has sha256 .*, expected 00000000:"):
+        load_inception(weights_file, sha256="00000000")
+    with pytest.raises(InputError, match="resize='tensorflow': .*valid: clean, tf, torch"):
+        load_inception(weights_file, "tensorflow")
+
+
+def test_the_hash_that_is_returned_pins_the_file(weights_file, loaded):
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert loaded[2] == digest
+    assert load_inception(weights_file, sha256=digest[:8])[2] == digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fc.bias": None}, r"fc.bias in .*x.npz is missing, expected float32\[1008\]"),
+        (
+            {"Mixed_6c.branch7x7_2.conv.weight": np.zeros((160, 160, 7, 1), np.float32)},
+            r"Mixed_6c.branch7x7_2.conv.weight .* expected float32\[160, 160, 1, 7\]",
+        ),
+        ({"AuxLogits.fc.bias": np.zeros(3)}, r"AuxLogits.fc.bias .* expected no such array"),
+    ],
+    ids=str,
+)
+def test_arrays_of_another_network_are_named(changes, message, tmp_path, monkeypatch):
+    state = {k: v for k, v in (expected()[0] | changes).items() if v is not None}
+    monkeypatch.setattr(
+        inception.NamedWeights, "read", lambda self, file, sha256=None: (state, "0" * 64)
+    )
+    with pytest.raises(InputError, match=message):
+        load_inception(tmp_path / "x.npz")

@@ -1,0 +1,218 @@
+"""Measures a run by a protocol that is written down with the numbers.
+
+    python -m vqjax.evaluate --workdir=runs/openmoji [--what=reconstruction,generation --num=50000]
+    python -m vqjax.evaluate --images=samples --reference=statistics.npz --network=inception
+        --network_weights=pt_inception-2015-12-05-6726825d.pth
+
+Writes metrics.json and metrics.txt to <workdir>/evaluation. Stopped, it goes on where it was when
+it is given the same command again. docs/evaluation.md says what each number is.
+"""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from absl import flags
+
+from vqjax import commands, sampling_flags
+from vqjax.errors import InputError
+from vqjax.evaluation.networks import NETWORKS, Resize, build_network
+from vqjax.evaluation.npz import write_statistics
+from vqjax.evaluation.references import ImageFolder, Reference
+from vqjax.evaluation.results import table, write_results
+from vqjax.evaluation.scores import Settings
+from vqjax.registry import did_you_mean
+from vqjax.run_scores import RunScores
+from vqjax.scoring import Scoring, score_images
+from vqjax.training.console import setup_logging
+from vqjax.training.prior_stage import sampling_spec
+from vqjax.training.workdir import read_config
+
+KINDS = ("reconstruction", "generation")
+SPLITS = ("train", "validation")
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
+IMAGES = flags.DEFINE_string(
+    "images", None, "Score the images of this folder, of whoever made them, instead of a run"
+)
+WHAT = flags.DEFINE_list("what", list(KINDS), "What is scored of a run")
+NUM = flags.DEFINE_integer("num", 50_000, "generation: how many samples")
+SPLIT = flags.DEFINE_enum("split", "validation", SPLITS, "reconstruction: of which images")
+LIMIT = flags.DEFINE_integer("limit", None, "reconstruction: at most so many of them [all]")
+REFERENCE = flags.DEFINE_string(
+    "reference",
+    "train",
+    "generation: compare with this split, with the images of a folder, or with an .npz of ADM's"
+    " (mu and sigma, or arr_0)",
+)
+REFERENCE_NUM = flags.DEFINE_integer(
+    "reference_num", 50_000, "At most so many images of the reference split; 0 for all"
+)
+NETWORK = flags.DEFINE_enum("network", "efficientnet_lite1", NETWORKS, "Whose features are used")
+NETWORK_WEIGHTS = flags.DEFINE_string("network_weights", None, "inception: file of its weights")
+NETWORK_SHA256 = flags.DEFINE_string(
+    "network_sha256", None, "inception: of that file, where it is not the published one"
+)
+RESIZE = flags.DEFINE_enum(
+    "resize", "torch", get_args(Resize), "inception: to 299 pixels as pytorch-fid, TF, clean-fid"
+)
+PIXELS = flags.DEFINE_enum(
+    "pixels", "png", ["png", "float"], "Round what the models make to 8 bits, or do not"
+)
+LABELS = flags.DEFINE_enum(
+    "labels",
+    "balanced",
+    ["balanced", "data"],
+    "generation of a class-conditional run: all classes in turn, or the classes of the reference",
+)
+ACCEPTANCE = flags.DEFINE_list(
+    "acceptance", ["1"], "generation: fractions that a classifier accepts, each scored by itself"
+)
+SAMPLING = sampling_flags.define()
+PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
+BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples")
+OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/evaluation]")
+EXPORT_SAMPLES = flags.DEFINE_string(
+    "export_samples", None, "generation: also write the samples to this .npz, for other evaluators"
+)
+EXPORT_REFERENCE = flags.DEFINE_string(
+    "export_reference", None, "Also write the reference's mu and sigma to this .npz"
+)
+
+
+def main() -> None:
+    """Checks what is asked for, walks the images, writes and shows the numbers."""
+    if bool(WORKDIR.value) == bool(IMAGES.value):
+        raise InputError("give --workdir=<folder of a run>, or --images=<folder of images>")
+    for what in WHAT.value or ():
+        if what not in KINDS:
+            raise InputError(f"--what={what}: {did_you_mean(what, KINDS)}")
+    if BOOTSTRAP.value == 1 or BOOTSTRAP.value < 0:
+        raise InputError(f"--bootstrap={BOOTSTRAP.value}: 0 for none, or at least 2")
+    for flag in (NUM, LIMIT):
+        if flag.value is not None and flag.value < 2:
+            raise InputError(f"--{flag.name}={flag.value}: at least 2 images are needed")
+    weights = Path(NETWORK_WEIGHTS.value) if NETWORK_WEIGHTS.value else None
+    network = build_network(NETWORK.value, weights, NETWORK_SHA256.value, RESIZE.value)
+    source = Path(WORKDIR.value or IMAGES.value or "")
+    out = Path(OUT.value) if OUT.value else source / "evaluation"
+    if IMAGES.value and not OUT.value:
+        out = source.with_name(f"{source.name}-evaluation")
+    batch = SAMPLING.settings["batch_size"].value
+    if batch is None:
+        batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
+        batch = -(-batch // jax.device_count()) * jax.device_count()
+    scoring = Scoring(
+        network,
+        Settings(bootstrap=BOOTSTRAP.value),
+        out,
+        batch,
+        PER_CLASS.value,
+        "png" if PIXELS.value == "png" else "float",
+    )
+    results = _score_folder(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    write_results(out, results)
+    print(table(results))
+
+
+def _score_folder(scoring: Scoring, folder: Path) -> dict[str, Any]:
+    if REFERENCE.value in SPLITS:
+        raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
+    images = ImageFolder(folder)
+    setup_logging(scoring.folder)
+    reference = scoring.reference(Path(REFERENCE.value or ""))
+    _export(scoring, reference)
+    return {"images": score_images(scoring, images, reference)}
+
+
+def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
+    """The entries of metrics.json; each is written as soon as it is there."""
+    run = RunScores(workdir, scoring)
+    results: dict[str, Any] = {}
+    samples = _Samples(run) if "generation" in WHAT.value else None
+    setup_logging(workdir)
+    if "reconstruction" in WHAT.value:
+        results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
+        write_results(scoring.folder, results)
+    if samples:
+        reference = samples.reference()
+        _export(scoring, reference)
+        for acceptance in samples.rejections:
+            name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
+            results[name] = samples.score(acceptance, reference)
+            write_results(scoring.folder, results)
+    return results
+
+
+class _Samples:
+    """What is to be drawn; all that can be wrong with it is found before any work begins."""
+
+    def __init__(self, run: RunScores):
+        self.run = run
+        prior, self.settings = run.generator.prior, run.config.sampling
+        SAMPLING.override(self.settings)
+        self.spec = sampling_spec(prior, prior.grid, self.settings)
+        self.tile = self.settings.get("decode_tile", 0)
+        run.generator.tokenizer.check_tile(self.tile)
+        self.labels = np.arange(NUM.value, dtype=np.int32) % max(prior.num_classes, 1)
+        if LABELS.value == "data" and not prior.num_classes:
+            raise InputError("--labels=data: this run is unconditional; leave the flag out")
+        self.rejections = {
+            acceptance: SAMPLING.rejection(acceptance, prior.num_classes, self.labels)
+            for acceptance in map(_acceptance, ACCEPTANCE.value)
+        }
+        if EXPORT_SAMPLES.value and len(self.rejections) > 1:
+            raise InputError("--export_samples takes one --acceptance at a time")
+        self.judge = None
+        if prior.num_classes == 1000:
+            self.judge = SAMPLING.classifier.value, SAMPLING.build_classifier()
+
+    def reference(self) -> Reference:
+        """What the samples are compared with."""
+        if REFERENCE.value not in SPLITS:
+            return self.run.scoring.reference(Path(REFERENCE.value))
+        return self.run.reference(REFERENCE.value, REFERENCE_NUM.value or None)
+
+    def score(self, acceptance: float, reference: Reference) -> dict[str, Any]:
+        """The entry of an acceptance rate."""
+        labels = self.labels
+        if LABELS.value == "data":
+            if reference.labels is None:
+                raise InputError(
+                    "--labels=data needs a reference with classes: a split of the data"
+                )
+            labels = np.resize(reference.labels, NUM.value)
+        further = {"labels": LABELS.value} if self.run.generator.prior.num_classes else {}
+        if self.rejections[acceptance] or self.judge:
+            further |= {"classifier": SAMPLING.classifier.value, "score": SAMPLING.score.value}
+        return self.run.generation(
+            labels,
+            self.spec,
+            reference,
+            seed=SEED.value,
+            tile=self.tile,
+            rejection=self.rejections[acceptance],
+            judge=self.judge,
+            further=further,
+            export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
+        )
+
+
+def _acceptance(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--acceptance={text}: fractions like 1,0.5 are needed") from None
+
+
+def _export(scoring: Scoring, reference: Reference) -> None:
+    if EXPORT_REFERENCE.value:
+        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, scoring.network.name)
+
+
+if __name__ == "__main__":
+    commands.run(main)

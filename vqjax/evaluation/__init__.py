@@ -1,0 +1,1 @@
+"""How good images are: distances between sets of images, and measures of pairs."""

@@ -1,0 +1,120 @@
+"""How well a tokenizer gives images back: a row of numbers for each of them."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from vqjax import quantizers
+from vqjax.evaluation.networks import FeatureNetwork, to_pixels
+from vqjax.evaluation.rows import Columns, Rows
+from vqjax.evaluation.scores import Scores
+from vqjax.evaluation.ssim import WINDOW, ssim
+from vqjax.features.lpips import LPIPS, MIN_SIZE
+from vqjax.losses import psnr
+from vqjax.tokenizers import Tokenizer
+
+# Codes that are counted at a time.
+_CHUNK = 4096
+
+
+def columns(
+    tokenizer: Tokenizer, network: FeatureNetwork, lpips: LPIPS | None, resolution: int
+) -> Columns:
+    """What `measurer` gives for each image, and its class."""
+    h, w = tokenizer.grid(resolution, resolution)
+    numbers = ["PSNR", "l1", "l2"]
+    numbers += ["SSIM"] if resolution >= WINDOW else []
+    numbers += [f"LPIPS-{lpips.net}"] if lpips else []
+    return {
+        **dict.fromkeys(numbers, ((), np.float32)),
+        "codes": ((h * w,), np.int32),
+        "features": ((network.dim,), np.float32),
+        "original_features": ((network.dim,), np.float32),
+        "label": ((), np.int32),
+    }
+
+
+def metric_lpips(trained_with: str | None, resolution: int) -> LPIPS | None:
+    """LPIPS on the trunk that the tokenizer was not trained with; None for too small images.
+
+    Args:
+        trained_with: trunk of the perceptual loss, None for none.
+        resolution: side of the images in pixels.
+    """
+    if resolution < MIN_SIZE:
+        return None
+    return LPIPS("vgg16" if trained_with == "alexnet" else "alexnet")
+
+
+def measurer(
+    tokenizer: Tokenizer,
+    network: FeatureNetwork,
+    lpips: LPIPS | None,
+    pixels: Literal["png", "float"],
+) -> Callable[[Mapping[str, Any], UInt8[Array, "b H W 3"]], dict[str, Array]]:
+    """The function of variables and images that measures each image and its reconstruction.
+
+    Args:
+        tokenizer: that reconstructs.
+        network: for the features of both.
+        lpips: perceptual distance, if any.
+        pixels: "png" rounds the reconstruction to 8 bits first.
+
+    Returns:
+        A pure function; its variables are {"tokenizer", "network", "lpips"}.
+    """
+    apply: Callable[..., Any] = tokenizer.apply
+
+    def measure(variables: Mapping[str, Any], images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
+        x: Float[Array, "b H W 3"] = images.astype(jnp.float32) / 127.5 - 1.0
+        y, quantized = apply(variables["tokenizer"], x, train=False)
+        y = to_pixels(y, pixels)
+        rows = {
+            "PSNR": psnr(x, y),
+            "l1": jnp.mean(jnp.abs(x - y), axis=(1, 2, 3)),
+            "l2": jnp.mean((x - y) ** 2, axis=(1, 2, 3)),
+            "codes": quantized["codes"].reshape(len(x), -1),
+            "features": network.apply(variables["network"], y)[0],
+            "original_features": network.apply(variables["network"], x)[0],
+        }
+        if min(x.shape[1:3]) >= WINDOW:
+            rows["SSIM"] = ssim(x, y)
+        if lpips:
+            distance: Any = lpips.apply(variables["lpips"], y, x)
+            rows[f"LPIPS-{lpips.net}"] = distance
+        return rows
+
+    return measure
+
+
+def pixel_scores(rows: Rows, num_codes: int) -> tuple[Scores, dict[str, Float[np.ndarray, " n"]]]:
+    """Means over the images with their standard errors, and the codebook's use over all of them.
+
+    Args:
+        rows: with the columns of `columns`.
+        num_codes: size of the codebook.
+
+    Returns:
+        The scores, and the metrics of each image that they are means of.
+    """
+    scores = Scores()
+    each = {
+        name: np.asarray(rows[name], np.float64)
+        for name in rows.columns
+        if name not in ("codes", "features", "original_features", "label")
+    }
+    for name, values in each.items():
+        scores.metrics[name] = float(np.mean(values))
+        if len(values) > 1:
+            scores.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    counts = np.zeros(num_codes)
+    for start in range(0, rows.count, _CHUNK):
+        counts += np.bincount(rows["codes"][start : start + _CHUNK].ravel(), minlength=num_codes)
+    total = jnp.asarray(counts, jnp.float32)
+    scores.metrics["codebook usage"] = float(quantizers.usage(total))
+    scores.metrics["codebook perplexity"] = float(quantizers.perplexity(total))
+    return scores, each

@@ -1,0 +1,190 @@
+"""What images are compared with: statistics, and where there are any, features and labels."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+
+from vqjax.cache import cache_folder
+from vqjax.data.folder import list_images
+from vqjax.data.images import decode_image
+from vqjax.data.sources import files_fingerprint
+from vqjax.errors import InputError
+from vqjax.evaluation.frechet import Gaussian, fit
+from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.npz import ImageArray, read_images, read_statistics
+from vqjax.evaluation.protocol import digest, protocol_hash, surroundings
+from vqjax.evaluation.rows import Rows, fill
+
+# Features from a batch of images in 8 bits.
+Measure = Callable[[UInt8[np.ndarray, "b H W 3"]], Mapping[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """The images that others are compared with, as a network sees them.
+
+    Attributes:
+        gaussian: of their features.
+        features: of each; None where only their statistics are known.
+        labels: class of each; None where they are not known.
+        protocol: which images they are, and the hash of their statistics.
+    """
+
+    gaussian: Gaussian
+    features: Float[np.ndarray, "n d"] | None
+    labels: Int[np.ndarray, " n"] | None
+    protocol: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        features: Float[np.ndarray, "n d"],
+        labels: Int[np.ndarray, " n"] | None,
+        identity: Mapping[str, Any],
+    ) -> "Reference":
+        """A reference from features.
+
+        Raises:
+            InputError: features that are not finite, or of fewer than 2 images.
+        """
+        gaussian = fit(features)
+        statistics = digest({"mean": gaussian.mean, "covariance": gaussian.covariance})
+        protocol = {"count": gaussian.count, "statistics": statistics}
+        return cls(gaussian, features, labels, {**identity, **protocol})
+
+
+class ImageFolder:
+    """The images of a folder, all of one size: samples, of whoever made them."""
+
+    def __init__(self, folder: Path):
+        """Looks at the head of every file.
+
+        Raises:
+            InputError: no folder, fewer than 2 images, one of another size, or a greyscale one.
+        """
+        if not folder.is_dir():
+            raise InputError(f"--images={folder}: no such folder; name one of images")
+        self.folder = folder
+        self._names = list_images(folder)
+        self.fingerprint = files_fingerprint(folder, self._names)
+        if len(self._names) < 2:
+            raise InputError(f"{folder} has 1 image: at least 2 are needed to compare sets")
+        self.size = self._check(self._names[0])
+        for name in self._names[1:]:
+            size = self._check(name)
+            if size != self.size:
+                raise InputError(
+                    f"{folder / name} has {size[1]}x{size[0]} pixels, {self._names[0]} has"
+                    f" {self.size[1]}x{self.size[0]}: resize all of them to one size"
+                )
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self._names)
+
+    def batches(self, size: int, start: int = 0) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+        """The images by their sorted names, `size` at a time, from a batch on.
+
+        Raises:
+            InputError: an image that cannot be read.
+        """
+        for first in range(size * start, self.count, size):
+            files = [self.folder / name for name in self._names[first : first + size]]
+            yield np.stack([decode_image(file.read_bytes(), str(file)) for file in files])
+
+    def _check(self, name: str) -> tuple[int, int]:
+        """Height and width."""
+        file = self.folder / name
+        try:
+            with Image.open(file) as image:
+                if image.mode.startswith(("1", "L", "I", "F")):
+                    raise InputError(
+                        f"{file} is greyscale: networks compare colours, so save the images as"
+                        " RGB, or leave it out"
+                    )
+                return image.height, image.width
+        except OSError as error:
+            raise InputError(f"{file}: not a readable image; replace or remove it") from error
+
+
+Images = ImageFolder | ImageArray
+
+
+def padded(
+    images: Iterable[UInt8[np.ndarray, "b H W 3"] | Float[np.ndarray, "b H W 3"]], batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of one size for `fill`; the last one is filled up with rows that do not count."""
+    for batch in images:
+        missing = batch_size - len(batch)
+        valid = np.arange(batch_size) < len(batch)
+        yield {"image": np.pad(batch, ((0, missing), *[(0, 0)] * 3)), "valid": valid}
+
+
+def read_reference(path: Path, network: FeatureNetwork, measure: Measure, batch: int) -> Reference:
+    """A reference that the user names: a folder of images, or an .npz of statistics or images.
+
+    Args:
+        path: of it.
+        network: whose features are wanted.
+        measure: "features" of images; see `fill`.
+        batch: images at a time.
+
+    Raises:
+        InputError: as `ImageFolder`, `read_statistics` and `read_images`.
+    """
+    if path.suffix == ".npz":
+        gaussian = read_statistics(path, network.name, network.dim)
+        if gaussian:
+            content = {"mean": gaussian.mean, "covariance": gaussian.covariance}
+            known = {"images": gaussian.count, "from": "statistics that were given"}
+            return Reference(gaussian, None, None, {**known, "statistics": digest(content)})
+        images: Images = read_images(path)
+        identity: dict[str, Any] = {"from": "images of an .npz", "bytes": path.stat().st_size}
+    else:
+        images = ImageFolder(path)
+        identity = {"from": "images of a folder", "files": images.fingerprint}
+    identity |= {"images": images.count, "size": list(images.size)}
+
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        return padded(images.batches(batch, start), batch)
+
+    return make_reference(identity, batches, images.count, network, measure, batch)
+
+
+def make_reference(
+    identity: Mapping[str, Any],
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+    count: int,
+    network: FeatureNetwork,
+    measure: Measure,
+    batch: int,
+) -> Reference:
+    """The features of images, computed once and kept in the cache.
+
+    Args:
+        identity: which images they are; with the network's protocol it names the cached features.
+        batches: from a batch on; see `fill`. They may have a "label".
+        count: images in them.
+        network: whose features are wanted.
+        measure: "features" of images; see `fill`.
+        batch: images at a time.
+
+    Raises:
+        InputError: features that are not finite, or of fewer than 2 images.
+    """
+    own = {**identity, **network.protocol, **surroundings(), "batch_size": batch}
+    # int32 with -1 for those without one.
+    columns = {"features": ((network.dim,), np.float32), "label": ((), np.int32)}
+    rows = Rows(cache_folder("features") / protocol_hash(own)[:16], count, columns)
+    if not rows.finished:
+        labelled = ({"label": np.full(batch, -1, np.int32), **b} for b in batches(rows.batches))
+        fill(rows, labelled, measure, math.ceil(count / batch), "reference")
+    labels = rows["label"] if (rows["label"] >= 0).all() else None
+    return Reference.of(rows["features"], labels, identity)

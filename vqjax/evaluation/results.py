@@ -1,0 +1,97 @@
+"""What an evaluation leaves: metrics.json for programs, metrics.txt to read."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vqjax.errors import InputError
+from vqjax.evaluation.protocol import protocol_hash
+from vqjax.evaluation.scores import Scores
+
+FILE = "metrics.json"
+
+
+def result(
+    scores: Scores, protocol: Mapping[str, Any], throughput: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The numbers of one evaluation with what they depend on.
+
+    Args:
+        scores: the numbers.
+        protocol: see `vqjax.evaluation.protocol`.
+        throughput: how fast it went, which is no part of what has to come out the same.
+    """
+    entry = {
+        **dataclasses.asdict(scores),
+        "protocol": dict(protocol),
+        "protocol_sha256": protocol_hash(protocol),
+    }
+    return entry | ({"throughput": dict(throughput)} if throughput else {})
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What is in a folder's metrics.json, by the name of the evaluation; nothing if there is none.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON ({error}): delete it") from None
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Puts results beside or in the place of those that are there, in both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = read_results(folder) | dict(results)
+    for name, text in ((FILE, json.dumps(merged, indent=2)), ("metrics.txt", table(merged))):
+        partial = folder / f".{name}.partial"
+        partial.write_text(text + "\n")
+        os.replace(partial, folder / name)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """All results as text: a line a number, with its spread, then what they are of."""
+    blocks = []
+    for name, entry in results.items():
+        width = max(len(metric) for metric in entry["metrics"])
+        lines = [f"{name} (protocol {entry['protocol_sha256'][:12]})"]
+        for metric, value in entry["metrics"].items():
+            line = f"  {metric:{width}}  {value:12.6g}"
+            if metric in entry["spread"]:
+                line += f"  +- {entry['spread'][metric]:.3g}"
+            if metric in entry["interval"]:
+                low, high = entry["interval"][metric]
+                line += f"  95 % interval {low:.5g} to {high:.5g}"
+            lines.append(line)
+        by_count = entry["by_count"]
+        if by_count:
+            pairs = zip(by_count["counts"], by_count["distances"], strict=True)
+            lines.append(
+                f"  {by_count['metric']} by number of images: "
+                + ", ".join(f"{count}: {distance:.5g}" for count, distance in pairs)
+            )
+        for label, row in entry["per_class"].items():
+            values = ", ".join(f"{metric} {value:.5g}" for metric, value in row.items())
+            lines.append(f"  class {label}: {values}")
+        for metric, value in entry.get("throughput", {}).items():
+            lines.append(f"  {metric}: {value:.4g}")
+        lines += [f"  note: {note}" for note in entry["notes"]]
+        lines += [f"  {key}: {value}" for key, value in _flat(entry["protocol"])]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested dicts, with their path."""
+    if not isinstance(tree, Mapping):
+        return [(prefix, tree)]
+    inner = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items()]
+    return [leaf for key, value in inner for leaf in _flat(value, key)]

@@ -1,0 +1,247 @@
+"""The numbers of a set of images: what is told of it, and how far to trust it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vqjax.evaluation.frechet import (
+    FrechetTo,
+    bootstrap,
+    counts_up_to,
+    distance_by_count,
+    fit,
+    rank_warning,
+)
+from vqjax.evaluation.inception_score import inception_score
+from vqjax.evaluation.kernel import kernel_distance
+from vqjax.evaluation.manifold import knn_accuracy, precision_recall
+from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.references import Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the metrics of a distribution are taken; part of the protocol.
+
+    Attributes:
+        counts: numbers of images at which the Fréchet distance is taken, for its extrapolation.
+        bootstrap: sets that its standard error is of; 0 leaves it out.
+        kernel_subsets: pairs of subsets of the kernel distance.
+        kernel_subset_size: images in each.
+        neighbours: of precision and recall.
+        manifold_images: at most so many of each set make its manifold, the first ones.
+        splits: of the Inception Score.
+        class_neighbours: that vote on the class of an image.
+        seed: of all draws.
+    """
+
+    counts: int = 8
+    bootstrap: int = 20
+    kernel_subsets: int = 100
+    kernel_subset_size: int = 1000
+    neighbours: int = 3
+    manifold_images: int = 10_000
+    splits: int = 10
+    class_neighbours: int = 5
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Scores:
+    """Numbers by name, as they go into metrics.json.
+
+    Attributes:
+        metrics: the numbers.
+        spread: standard errors, or standard deviations over subsets or parts, of some.
+        interval: 95 % intervals of some.
+        by_count: the Fréchet distance of fewer images, and its limit.
+        per_class: by the name of the class.
+        notes: sentences on what limits the numbers.
+    """
+
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    spread: dict[str, float] = dataclasses.field(default_factory=dict)
+    interval: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    by_count: dict[str, Any] = dataclasses.field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def distances(
+    features: Float[np.ndarray, "n d"],
+    reference: Reference,
+    network: FeatureNetwork,
+    settings: Settings,
+    prefix: str = "",
+) -> Scores:
+    """Fréchet and kernel distance to a reference.
+
+    Args:
+        features: one row an image.
+        reference: what they are compared with.
+        network: whose features they are.
+        settings: how.
+        prefix: of the metrics' names: "r" for reconstructions.
+
+    Raises:
+        InputError: features of another dimension, not finite, or of fewer than 2 images.
+    """
+    scores = Scores()
+    frechet, kernel = (network.metric(prefix + name) for name in ("FID", "KID"))
+    to = FrechetTo(reference.gaussian)
+    scores.metrics[frechet] = to.samples(features)
+    if settings.bootstrap and len(features) > 2:
+        uncertainty = bootstrap(features, to, settings.bootstrap, settings.seed)
+        scores.spread[frechet] = uncertainty.standard_error
+        scores.interval[frechet] = list(uncertainty.interval)
+    counts = counts_up_to(len(features), network.dim, settings.counts)
+    by_count = distance_by_count(features, to, counts, settings.seed)
+    scores.by_count = {
+        "metric": frechet,
+        "counts": list(by_count.counts),
+        "distances": list(by_count.distances),
+        "infinity": by_count.infinity,
+    }
+    if by_count.infinity is not None:
+        scores.metrics[f"{frechet} at infinity"] = by_count.infinity
+    if reference.features is not None:
+        most = max(len(features), len(reference.features))
+        # Subsets that are all of the images are all the same.
+        subsets = settings.kernel_subsets if settings.kernel_subset_size < most else 1
+        distance = kernel_distance(
+            features, reference.features, subsets, settings.kernel_subset_size, settings.seed
+        )
+        scores.metrics[kernel] = distance.mean
+        if subsets > 1:
+            scores.spread[kernel] = distance.standard_deviation
+    else:
+        scores.notes.append(f"{kernel}, precision and recall need images, not their statistics")
+    for name, gaussian in (("images", fit(features)), ("reference", reference.gaussian)):
+        warning = rank_warning(gaussian)
+        if warning:
+            scores.notes.append(f"{frechet}, {name}: {warning}")
+    return scores
+
+
+def qualities(
+    features: Float[np.ndarray, "n d"],
+    logits: Float[np.ndarray, "n k"],
+    reference: Reference,
+    network: FeatureNetwork,
+    settings: Settings,
+) -> Scores:
+    """Inception Score, precision and recall: of samples, not of reconstructions.
+
+    Args:
+        features: one row an image.
+        logits: of the network's classes, for each image.
+        reference: what they are compared with.
+        network: whose features they are.
+        settings: how.
+    """
+    scores = Scores()
+    name = network.metric("IS")
+    if len(logits) >= settings.splits:
+        score = inception_score(logits, settings.splits)
+        scores.metrics[name], scores.spread[name] = score.mean, score.standard_deviation
+    else:
+        scores.notes.append(
+            f"{name} needs {settings.splits} images at least, one for each of its parts"
+        )
+    if reference.features is not None:
+        most = settings.manifold_images
+        ours, theirs = features[:most], reference.features[:most]
+        if min(len(ours), len(theirs)) > settings.neighbours:
+            both = precision_recall(ours, theirs, settings.neighbours)
+            scores.metrics[network.metric("precision")] = both.precision
+            scores.metrics[network.metric("recall")] = both.recall
+            scores.notes.append(
+                f"precision and recall: of {len(ours)} images against {len(theirs)}"
+            )
+    return scores
+
+
+def class_accuracy(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    reference: Reference,
+    network: FeatureNetwork,
+    settings: Settings,
+) -> Scores:
+    """Fraction of the images that their nearest neighbours in the reference put in their class.
+
+    Args:
+        features: one row an image.
+        labels: class that each was made for.
+        reference: with labels, or there is no number.
+        network: whose features they are.
+        settings: how.
+    """
+    scores = Scores()
+    if reference.features is None or reference.labels is None:
+        return scores
+    k = min(settings.class_neighbours, len(reference.features))
+    scores.metrics[network.metric("class accuracy")] = knn_accuracy(
+        features, labels, reference.features, reference.labels, k
+    )
+    scores.notes.append(
+        f"class accuracy: by the vote of the {k} nearest of {len(reference.features)} reference"
+        " images, which were drawn from the same classes but not necessarily evenly"
+    )
+    return scores
+
+
+def per_class(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    reference: Reference,
+    network: FeatureNetwork,
+    class_names: Sequence[str],
+    means: dict[str, Float[np.ndarray, " n"]],
+    prefix: str = "",
+) -> dict[str, dict[str, float]]:
+    """Fréchet distance of each class to that class of the reference, and means of other metrics.
+
+    Args:
+        features: one row an image.
+        labels: class of each.
+        reference: with labels, or there are no distances.
+        network: whose features they are.
+        class_names: by class.
+        means: metrics of each image.
+        prefix: of the distance's name.
+
+    Returns:
+        By name of the class; classes without images are left out, and distances of fewer than 2.
+    """
+    table = {}
+    for label, name in enumerate(class_names):
+        own = np.flatnonzero(labels == label)
+        if len(own) == 0:
+            continue
+        row = {"images": float(len(own))}
+        row |= {metric: float(np.mean(values[own])) for metric, values in means.items()}
+        if reference.features is not None and reference.labels is not None:
+            theirs = np.flatnonzero(reference.labels == label)
+            if min(len(own), len(theirs)) >= 2:
+                to = FrechetTo(fit(reference.features[theirs]))
+                row[network.metric(f"{prefix}FID")] = to.samples(features[own])
+                row["reference images"] = float(len(theirs))
+        table[name] = row
+    return table
+
+
+def merge(*parts: Scores) -> Scores:
+    """All numbers of several."""
+    merged = Scores()
+    for part in parts:
+        merged.metrics |= part.metrics
+        merged.spread |= part.spread
+        merged.interval |= part.interval
+        merged.by_count |= part.by_count
+        merged.per_class |= part.per_class
+        merged.notes += part.notes
+    return merged

@@ -1,0 +1,58 @@
+"""Classifiers of ImageNet by name, for images of any size."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from vqjax.errors import InputError
+from vqjax.features import efficientnet_lite, resnet
+from vqjax.registry import did_you_mean
+
+CLASSIFIERS = ("efficientnet_lite0", "efficientnet_lite1", "resnet101")
+
+
+def imagenet_classifier(
+    name: str, weights: Path | None = None, sha256: str | None = None
+) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b 1000"]]:
+    """ImageNet logits of images in [-1, 1] of any size, which are resized to that of its training.
+
+    Args:
+        name: one of `CLASSIFIERS`. An EfficientNet-lite comes with a package.
+        weights: file of resnet101's weights, of torchvision.
+        sha256: see `vqjax.features.weights.NamedWeights.read`.
+
+    Raises:
+        InputError: the name is unknown; weights are missing, not the expected ones, or given to a
+            classifier that comes with its own.
+    """
+    module: Any
+    if name == "resnet101":
+        if weights is None:
+            raise InputError(
+                "the classifier resnet101 needs a file of its weights (classifier_weights): fetch"
+                f" it from {resnet.WEIGHTS.address}"
+            )
+        module, variables, _ = resnet.load_resnet101(weights, sha256)
+        side = resnet.INPUT_SIZE
+    elif name in CLASSIFIERS:
+        if weights is not None:
+            raise InputError(
+                f"the classifier {name} comes with its own weights: leave {weights} out, or take"
+                " resnet101"
+            )
+        variant = name.removeprefix("efficientnet_")
+        module, variables = efficientnet_lite.load_efficientnet_lite(variant)
+        side = efficientnet_lite.INPUT_SIZE[variant]
+    else:
+        raise InputError(f"classifier {name!r}: {did_you_mean(name, CLASSIFIERS)}")
+
+    @jax.jit
+    def logits(variables: Any, images: Float[Array, "b H W 3"]) -> Float[Array, "b 1000"]:
+        images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
+        return module.apply(variables, images, method="logits")
+
+    return functools.partial(logits, jax.device_put(variables))

@@ -1,0 +1,288 @@
+"""Inception-v3 as of 2015-12-05: the network of FID and of the Inception Score.
+
+It is that of Szegedy et al. (2016), but for its pooling: averages are over the map alone, not over
+the zeros around it, and the last block takes the maximum. A published FID is on these weights.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vqjax.errors import InputError
+from vqjax.features.convolution import Convolution
+from vqjax.features.folding import fold
+from vqjax.features.weights import NamedWeights
+from vqjax.registry import did_you_mean
+
+Resize = Literal["torch", "tf", "clean"]
+
+# The side in pixels of the images that the network sees.
+INPUT_SIZE = 299
+
+# The graph of 2015, converted by the authors of pytorch-fid.
+WEIGHTS = NamedWeights(
+    what="Inception-v3 (2015-12-05)",
+    address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+    prefixes=("6726825d",),
+)
+_BATCH_NORM_EPSILON = 1e-3
+
+# A layer is its output channels and the sizes of its kernels, whose maps are put side by side.
+_Layer = tuple[int, *tuple[tuple[int, int], ...]]
+_Branches = tuple[tuple[str, tuple[_Layer, ...]], ...]
+_POINT, _SQUARE = (1, 1), (3, 3)
+_ROW, _COLUMN = (1, 7), (7, 1)
+
+
+def _block_a() -> _Branches:
+    """On maps of a stride of 8."""
+    return (
+        ("branch1x1", ((64, _POINT),)),
+        ("branch5x5", ((48, _POINT), (64, (5, 5)))),
+        ("branch3x3dbl", ((64, _POINT), (96, _SQUARE), (96, _SQUARE))),
+    )
+
+
+def _block_c(width: int) -> _Branches:
+    """On maps of a stride of 16."""
+    first, rows, columns = (width, _POINT), (width, _ROW), (width, _COLUMN)
+    return (
+        ("branch1x1", ((192, _POINT),)),
+        ("branch7x7", (first, rows, (192, _COLUMN))),
+        ("branch7x7dbl", (first, columns, rows, columns, (192, _ROW))),
+    )
+
+
+def _block_e() -> _Branches:
+    """On maps of a stride of 32."""
+    fork = (384, (1, 3), (3, 1))
+    return (
+        ("branch1x1", ((320, _POINT),)),
+        ("branch3x3", ((384, _POINT), fork)),
+        ("branch3x3dbl", ((448, _POINT), (384, _SQUARE), fork)),
+    )
+
+
+_BLOCK_B: _Branches = (
+    ("branch3x3", ((384, _SQUARE),)),
+    ("branch3x3dbl", ((64, _POINT), (96, _SQUARE), (96, _SQUARE))),
+)
+_BLOCK_D: _Branches = (
+    ("branch3x3", ((192, _POINT), (320, _SQUARE))),
+    ("branch7x7x3", ((192, _POINT), (192, _ROW), (192, _COLUMN), (192, _SQUARE))),
+)
+# Of each block: its branches; the pooling of the last branch, and the channels that this is
+# brought to. Without them the block halves the map: its last layers stride.
+_BLOCKS: dict[str, tuple[_Branches, str, int | None]] = {
+    "Mixed_5b": (_block_a(), "average", 32),
+    "Mixed_5c": (_block_a(), "average", 64),
+    "Mixed_5d": (_block_a(), "average", 64),
+    "Mixed_6a": (_BLOCK_B, "maximum", None),
+    "Mixed_6b": (_block_c(128), "average", 192),
+    "Mixed_6c": (_block_c(160), "average", 192),
+    "Mixed_6d": (_block_c(160), "average", 192),
+    "Mixed_6e": (_block_c(192), "average", 192),
+    "Mixed_7a": (_BLOCK_D, "maximum", None),
+    "Mixed_7b": (_block_e(), "average", 192),
+    "Mixed_7c": (_block_e(), "maximum", 192),
+}
+
+
+class InceptionV3(nn.Module):
+    """A frozen Inception-v3; its BatchNorms are folded into the convolutions.
+
+    Attributes:
+        resize: how images of other sizes become 299x299, and what the network sees of a value:
+            "torch", as pytorch-fid: bilinear; [-1, 1] as it is.
+            "tf", as the graph of 2015 itself, and ADM's evaluator: TensorFlow 1's bilinear, which
+                samples at i * size / 299; 8-bit values less 128, by 128.
+            "clean", as clean-fid: Pillow's antialiased bicubic, kept in range; values as of "tf".
+            Those of torch and tf are not antialiased (Parmar et al., 2022).
+        dtype: of the computation; the parameters are float32.
+    """
+
+    resize: Resize = "torch"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """The convolutions, and the classifier without its bias."""
+        self.trunk = InceptionTrunk(self.dtype)
+        self.fc = nn.Dense(1008, use_bias=False, dtype=self.dtype)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
+        """The last map averaged over its positions (pool3), of RGB in [-1, 1] of any size."""
+        return self.trunk(to_input(images, self.resize))
+
+    def pooled(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
+        """Features and logits in one pass; images as in `__call__`.
+
+        The logits lack the classifier's bias: the Inception Score has always been taken of those
+        (Salimans et al., 2016, in their code).
+        """
+        features = self(images)
+        # On a TPU, and on many a GPU, a float32 product is else one of fewer digits.
+        with jax.default_matmul_precision("float32"):
+            return features, self.fc(features)
+
+    def logits(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1008"]:
+        """The second of `pooled`."""
+        return self.pooled(images)[1]
+
+
+class InceptionTrunk(nn.Module):
+    """The convolutions of Inception-v3.
+
+    Attributes:
+        dtype: of the computation.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
+        """Features of what the network sees, at least 75 pixels a side."""
+
+        def convolution(name: str, features: int, size: int, **geometry: int) -> Convolution:
+            return Convolution(features, size, **geometry, dtype=self.dtype, name=name)
+
+        # On a TPU, and on many a GPU, a float32 product is else one of fewer digits.
+        with jax.default_matmul_precision("float32"):
+            x = nn.relu(convolution("Conv2d_1a_3x3", 32, 3, stride=2)(x.astype(self.dtype)))
+            x = nn.relu(convolution("Conv2d_2a_3x3", 32, 3)(x))
+            x = nn.relu(convolution("Conv2d_2b_3x3", 64, 3, padding=1)(x))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2))
+            x = nn.relu(convolution("Conv2d_3b_1x1", 80, 1)(x))
+            x = nn.relu(convolution("Conv2d_4a_3x3", 192, 3)(x))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2))
+            for name, (branches, pool, pool_features) in _BLOCKS.items():
+                x = _Block(branches, pool, pool_features, self.dtype, name=name)(x)
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+class _Block(nn.Module):
+    """Branches of convolutions, and one of pooling, along the channels."""
+
+    branches: _Branches
+    pool: str
+    pool_features: int | None
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
+        halves = self.pool_features is None
+
+        def layer(
+            y: Float[Array, "b _ _ _"], name: str, features: int, size: tuple[int, int], last: bool
+        ) -> Float[Array, "b _ _ _"]:
+            stride = 2 if last and halves else 1
+            padding = (size[0] // 2, size[1] // 2) if stride == 1 else 0
+            convolution = Convolution(
+                features, size, stride, padding, dtype=self.dtype, name=name
+            )
+            return nn.relu(convolution(y))
+
+        maps = []
+        for branch, layers in self.branches:
+            y = x
+            for index, (features, *sizes) in enumerate(layers, start=1):
+                name = f"{branch}_{index}" if len(layers) > 1 else branch
+                names = [f"{name}a", f"{name}b"] if len(sizes) > 1 else [name]
+                forks = [
+                    layer(y, name, features, size, index == len(layers))
+                    for name, size in zip(names, sizes, strict=True)
+                ]
+                y = jnp.concatenate(forks, axis=-1)
+            maps.append(y)
+        if halves:
+            maps.append(nn.max_pool(x, (3, 3), strides=(2, 2)))
+        else:
+            pool = nn.max_pool if self.pool == "maximum" else _average_pool
+            y = pool(x, (3, 3), padding="SAME")
+            maps.append(layer(y, "branch_pool", self.pool_features, _POINT, True))
+        return jnp.concatenate(maps, axis=-1)
+
+
+_average_pool = functools.partial(nn.avg_pool, count_include_pad=False)
+
+
+def to_input(images: Float[Array, "b h w 3"], resize: Resize) -> Float[Array, "b _ _ 3"]:
+    """What the network sees of images in [-1, 1]; see `InceptionV3`."""
+    images = images.astype(jnp.float32)
+    for axis in (1, 2):
+        if images.shape[axis] != INPUT_SIZE:
+            images = _resize(images, axis, resize)
+    if resize == "torch":
+        return images
+    # From 8-bit values, which 127.5 * images + 127.5 are.
+    return (127.5 * jnp.clip(images, -1, 1) - 0.5) / 128
+
+
+def _resize(
+    images: Float[Array, "b _ _ 3"], axis: int, resize: Resize
+) -> Float[Array, "b _ _ 3"]:
+    """Images of the network's size along one axis."""
+    if resize != "tf":
+        shape = tuple(INPUT_SIZE if i == axis else n for i, n in enumerate(images.shape))
+        method = "cubic" if resize == "clean" else "linear"
+        return jax.image.resize(images, shape, method, antialias=resize == "clean")
+    size = images.shape[axis]
+    # In single precision, as there.
+    position = np.arange(INPUT_SIZE, dtype=np.float32) * (np.float32(size) / np.float32(INPUT_SIZE))
+    low = position.astype(np.int32)
+    fraction = (position - low).reshape([-1 if i == axis else 1 for i in range(4)])
+    below, above = (
+        jnp.take(images, np.minimum(index, size - 1), axis) for index in (low, low + 1)
+    )
+    return below + (above - below) * fraction
+
+
+def load_inception(
+    file: Path,
+    resize: Resize = "torch",
+    sha256: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[InceptionV3, dict[str, Any], str]:
+    """Inception-v3 with weights from a file that the user names.
+
+    Args:
+        file: pytorch-fid's state dict, or an .npz file of its arrays.
+        resize: see `InceptionV3`.
+        sha256: see `NamedWeights.read`.
+        dtype: of the computation.
+
+    Returns:
+        The module, its variables, numpy arrays on the host, and the file's sha256. Place the
+        variables once (`jax.device_put`) and pass them to jitted functions as an argument. They are
+        not to be trained.
+
+    Raises:
+        InputError: as `NamedWeights.read`; the file is of another network; resize is unknown.
+    """
+    if resize not in get_args(Resize):
+        raise InputError(f"resize={resize!r}: {did_you_mean(resize, get_args(Resize))}")
+    state, digest = WEIGHTS.read(file, sha256)
+    module = InceptionV3(resize, dtype)
+    images = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
+    expected = jax.eval_shape(
+        lambda key, images: module.init(key, images, method="pooled"), jax.random.key(0), images
+    )
+    params = fold(state, expected["params"], _names, _BATCH_NORM_EPSILON, str(file))
+    return module, {"params": params}, digest
+
+
+def _names(path: tuple[str, ...]) -> tuple[str, str | None]:
+    """The file's names of a layer and its BatchNorm."""
+    if path == ("fc",):
+        return "fc", None
+    layer = ".".join(path[1:])
+    return f"{layer}.conv", f"{layer}.bn"

@@ -1,0 +1,129 @@
+"""Scores of images on all devices: how they are taken, whosever the images are."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vqjax.errors import InputError
+from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.protocol import protocol_hash, surroundings
+from vqjax.evaluation.references import Images, Reference, padded, read_reference
+from vqjax.evaluation.results import result
+from vqjax.evaluation.rows import Columns, Rows, fill
+from vqjax.evaluation.scores import Settings, distances, merge, qualities
+from vqjax.training.sharding import batch_sharding, make_mesh, replicated
+from vqjax.training.stage import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How images are scored, whosever they are.
+
+    Attributes:
+        network: whose features are compared.
+        settings: of the metrics.
+        folder: for what is computed of each image.
+        batch_size: images at a time; the devices share them.
+        by_class: whether each class gets numbers of its own.
+        pixels: "png" rounds what a model makes to 8 bits, "float" does not.
+    """
+
+    network: FeatureNetwork
+    settings: Settings
+    folder: Path
+    batch_size: int
+    by_class: bool = False
+    pixels: Literal["png", "float"] = "png"
+
+    def __post_init__(self) -> None:
+        """Checks the batch size."""
+        if self.batch_size < 1 or self.batch_size % self.mesh.size:
+            raise InputError(
+                f"batch_size={self.batch_size}: a multiple of the {self.mesh.size} devices is"
+                " needed"
+            )
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices, which share each batch."""
+        return make_mesh({"data": -1})
+
+    @cached_property
+    def network_variables(self) -> Any:
+        """The network's weights, on all devices."""
+        return jax.device_put(self.network.variables, replicated(self.mesh))
+
+    def place(self, batch: np.ndarray) -> Array:
+        """A batch, shared by the devices."""
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+    @cached_property
+    def features(self) -> Callable[[np.ndarray], dict[str, Array]]:
+        """Features and logits of images, uint8 or float in [-1, 1]."""
+
+        @jax.jit
+        def measure(variables: Any, images: Array) -> dict[str, Array]:
+            floats = to_float(images) if images.dtype == jnp.uint8 else images
+            features, logits = self.network.apply(variables, floats)
+            return {"features": features, "logits": logits}
+
+        return lambda images: measure(self.network_variables, self.place(images))
+
+    @property
+    def columns(self) -> Columns:
+        """Of the table that `features` fills."""
+        network = self.network
+        shapes = {"features": network.dim, "logits": network.num_logits}
+        return {name: ((size,), np.float32) for name, size in shapes.items()}
+
+    def rows(self, what: str, protocol: Mapping[str, Any], count: int, columns: Columns) -> Rows:
+        """The table of an evaluation, with what an earlier process has done of it."""
+        return Rows(self.folder / f"{what}-{protocol_hash(protocol)[:10]}", count, columns)
+
+    def protocol(self, what: str) -> dict[str, Any]:
+        """What all evaluations depend on, but for the settings of the metrics."""
+        return {
+            "what": what,
+            "pixels": self.pixels,
+            "features": self.network.protocol,
+            "batch_size": self.batch_size,
+            "devices": self.mesh.size,
+            **surroundings(),
+        }
+
+    def reference(self, path: Path) -> Reference:
+        """A reference that the user names; see `read_reference`."""
+        return read_reference(path, self.network, self.features, self.batch_size)
+
+
+def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict[str, Any]:
+    """Scores samples that are there as files, of whoever made them.
+
+    Raises:
+        InputError: features that are not finite.
+    """
+    protocol = scoring.protocol("images")
+    protocol |= {"images": {"count": images.count, "size": list(images.size)}}
+    fingerprint = getattr(images, "fingerprint", None)
+    if fingerprint:
+        protocol["images"]["files"] = fingerprint
+    batch = scoring.batch_size
+    rows = scoring.rows("images", protocol, images.count, scoring.columns)
+    if not rows.finished:
+        batches = padded(images.batches(batch, rows.batches), batch)
+        fill(rows, batches, scoring.features, math.ceil(images.count / batch), "images")
+    scores = merge(
+        distances(rows["features"], reference, scoring.network, scoring.settings),
+        qualities(rows["features"], rows["logits"], reference, scoring.network, scoring.settings),
+    )
+    protocol["reference"] = reference.protocol
+    protocol["metrics"] = dataclasses.asdict(scoring.settings)
+    return result(scores, protocol)
