@@ -19,7 +19,7 @@ from vqjax import commands, sampling_flags
 from vqjax.errors import InputError
 from vqjax.evaluation.networks import NETWORKS, Resize, build_network
 from vqjax.evaluation.npz import write_statistics
-from vqjax.evaluation.references import ImageFolder, Reference
+from vqjax.evaluation.references import Reference, open_images
 from vqjax.evaluation.results import table, write_results
 from vqjax.evaluation.scores import Settings
 from vqjax.registry import did_you_mean
@@ -34,7 +34,7 @@ SPLITS = ("train", "validation")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 IMAGES = flags.DEFINE_string(
-    "images", None, "Score the images of this folder, of whoever made them, instead of a run"
+    "images", None, "Score the images of this folder or .npz, of whoever made them, not a run's"
 )
 WHAT = flags.DEFINE_list("what", list(KINDS), "What is scored of a run")
 NUM = flags.DEFINE_integer("num", 50_000, "generation: how many samples")
@@ -87,7 +87,7 @@ EXPORT_REFERENCE = flags.DEFINE_string(
 def main() -> None:
     """Checks what is asked for, walks the images, writes and shows the numbers."""
     if bool(WORKDIR.value) == bool(IMAGES.value):
-        raise InputError("give --workdir=<folder of a run>, or --images=<folder of images>")
+        raise InputError("give --workdir=<folder of a run>, or --images=<folder or .npz of images>")
     for what in WHAT.value or ():
         if what not in KINDS:
             raise InputError(f"--what={what}: {did_you_mean(what, KINDS)}")
@@ -101,7 +101,7 @@ def main() -> None:
     source = Path(WORKDIR.value or IMAGES.value or "")
     out = Path(OUT.value) if OUT.value else source / "evaluation"
     if IMAGES.value and not OUT.value:
-        out = source.with_name(f"{source.name}-evaluation")
+        out = source.with_name(f"{source.stem}-evaluation")
     batch = SAMPLING.settings["batch_size"].value
     if batch is None:
         batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
@@ -114,15 +114,15 @@ def main() -> None:
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
-    results = _score_folder(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
     write_results(out, results)
     print(table(results))
 
 
-def _score_folder(scoring: Scoring, folder: Path) -> dict[str, Any]:
+def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
-    images = ImageFolder(folder)
+    images = open_images(path)
     setup_logging(scoring.folder)
     reference = scoring.reference(Path(REFERENCE.value or ""))
     _export(scoring, reference)

@@ -342,7 +342,7 @@ class Stopwatch:
         """Images and images/s; None if there was only one batch."""
         if not self._images:
             return None
-        return {"images": self._images, "sampled images/s": self._images / self._seconds}
+        return {"images": float(self._images), "sampled images/s": self._images / self._seconds}
 
 
 def _labelled(

@@ -111,10 +111,11 @@ def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict
         InputError: features that are not finite.
     """
     protocol = scoring.protocol("images")
-    protocol |= {"images": {"count": images.count, "size": list(images.size)}}
-    fingerprint = getattr(images, "fingerprint", None)
-    if fingerprint:
-        protocol["images"]["files"] = fingerprint
+    protocol["images"] = {
+        "files": images.fingerprint,
+        "count": images.count,
+        "size": list(images.size),
+    }
     batch = scoring.batch_size
     rows = scoring.rows("images", protocol, images.count, scoring.columns)
     if not rows.finished:

@@ -6,11 +6,13 @@ and written in parts, so that memory does not grow with their number.
 
 import contextlib
 import dataclasses
+import io
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -36,11 +38,17 @@ class ImageArray:
     count: int
     size: tuple[int, int]
 
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the array, which the file has anyway."""
+        with _open(self.file) as archive:
+            return f"crc32 of arr_0 {archive.getinfo('arr_0.npy').CRC:08x}"
+
     def batches(self, size: int, start: int = 0) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
         """The images in order, `size` at a time, from a batch on; the last one may be smaller."""
         with _open(self.file) as archive, archive.open("arr_0.npy") as stream:
             (_, *shape), _ = _header(stream)
-            bytes_each = int(np.prod(shape))
+            bytes_each = math.prod(shape)
             # Compressed streams are skipped by reading them.
             stream.seek(size * start * bytes_each, os.SEEK_CUR)
             for first in range(size * start, self.count, size):
@@ -166,7 +174,7 @@ def _open(file: Path) -> zipfile.ZipFile:
         raise InputError(f"{file} cannot be read ({reason}): name an .npz file") from None
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array in C order that a stream begins with."""
     version = np.lib.format.read_magic(stream)
     read = {

@@ -117,6 +117,15 @@ class ImageFolder:
 Images = ImageFolder | ImageArray
 
 
+def open_images(path: Path) -> Images:
+    """The images of a folder, or of an .npz file.
+
+    Raises:
+        InputError: as `ImageFolder` and `read_images`.
+    """
+    return read_images(path) if path.suffix == ".npz" else ImageFolder(path)
+
+
 def padded(
     images: Iterable[UInt8[np.ndarray, "b H W 3"] | Float[np.ndarray, "b H W 3"]], batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -145,12 +154,8 @@ def read_reference(path: Path, network: FeatureNetwork, measure: Measure, batch:
             content = {"mean": gaussian.mean, "covariance": gaussian.covariance}
             known = {"images": gaussian.count, "from": "statistics that were given"}
             return Reference(gaussian, None, None, {**known, "statistics": digest(content)})
-        images: Images = read_images(path)
-        identity: dict[str, Any] = {"from": "images of an .npz", "bytes": path.stat().st_size}
-    else:
-        images = ImageFolder(path)
-        identity = {"from": "images of a folder", "files": images.fingerprint}
-    identity |= {"images": images.count, "size": list(images.size)}
+    images = open_images(path)
+    identity = {"files": images.fingerprint, "size": list(images.size)}
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         return padded(images.batches(batch, start), batch)

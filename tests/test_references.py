@@ -1,0 +1,97 @@
+"""What samples are compared with: folders and files that fit, computed once."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_network
+from PIL import Image
+
+from vqjax.errors import InputError
+from vqjax.evaluation import npz
+from vqjax.evaluation.frechet import fit
+from vqjax.evaluation.references import ImageFolder, open_images, padded, read_reference
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        file = tmp_path / "images" / f"sub{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return tmp_path / "images", pixels[[0, 2, 4, 1, 3]]
+
+
+def measure(images):
+    measure.calls += 1
+    features, logits = tiny_network.build()(jnp.asarray(images / np.float32(127.5) - 1))
+    return {"features": features, "logits": logits}
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(folder):
+    path, pixels = folder
+    images = ImageFolder(path)
+    assert (images.count, images.size) == (5, (8, 8))
+    for start in (0, 1):
+        batches = list(padded(images.batches(3, start), 3))
+        assert all(len(b["image"]) == 3 for b in batches)
+        valid = np.concatenate([b["image"][b["valid"]] for b in batches])
+        np.testing.assert_array_equal(valid, pixels[3 * start :])
+
+
+@pytest.mark.parametrize("as_npz", [False, True])
+def test_features_are_those_of_the_images_and_computed_once(folder, tmp_path, as_npz):
+    path, pixels = folder
+    if as_npz:
+        path = tmp_path / "a.npz"
+        np.savez(path, pixels)
+    measure.calls = 0
+    first = read_reference(path, tiny_network.build(), measure, batch=2)
+    assert measure.calls == 3
+    expected = tiny_network.features(pixels)
+    np.testing.assert_allclose(first.features, expected, atol=1e-5)
+    np.testing.assert_allclose(first.gaussian.covariance, fit(expected).covariance, atol=1e-5)
+    assert first.labels is None
+    second = read_reference(path, tiny_network.build(), measure, batch=2)
+    assert measure.calls == 3
+    assert second.protocol == first.protocol
+    # Another network or other images have other features.
+    read_reference(path, tiny_network.build(seed=1), measure, batch=2)
+    assert measure.calls == 6
+    fewer = pixels[:4]
+    np.savez(tmp_path / "b.npz", fewer)
+    other = read_reference(tmp_path / "b.npz", tiny_network.build(), measure, batch=2)
+    assert measure.calls == 8
+    assert other.protocol["statistics"] != first.protocol["statistics"]
+
+
+def test_statistics_alone(tmp_path):
+    gaussian = fit(np.random.default_rng(0).normal(size=(9, tiny_network.DIM)))
+    npz.write_statistics(tmp_path / "s.npz", gaussian, "efficientnet_lite1")
+    reference = read_reference(tmp_path / "s.npz", tiny_network.build(), measure, batch=2)
+    np.testing.assert_array_equal(reference.gaussian.mean, gaussian.mean)
+    assert reference.features is None and reference.labels is None
+
+
+def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path):
+    path, pixels = folder
+    with pytest.raises(InputError, match="no such folder"):
+        open_images(tmp_path / "nothing")
+    (tmp_path / "one").mkdir()
+    Image.fromarray(pixels[0]).save(tmp_path / "one" / "a.png")
+    with pytest.raises(InputError, match="has 1 image: at least 2"):
+        open_images(tmp_path / "one")
+    Image.fromarray(pixels[0][:6]).save(path / "sub1" / "z.png")
+    with pytest.raises(InputError, match=r"z.png has 8x6 pixels, .*0.png has 8x8: resize"):
+        open_images(path)
+    Image.fromarray(pixels[0][..., 0]).save(path / "sub1" / "z.png")
+    with pytest.raises(InputError, match=r"z.png is greyscale: .* save the images as RGB"):
+        open_images(path)
+    (path / "sub1" / "z.png").write_text("no image")
+    with pytest.raises(InputError, match=r"z.png: not a readable image"):
+        open_images(path)
