@@ -239,6 +239,9 @@ def efficient_vqgan(
     prior.optimizer.weight_decay = 0.045
     prior.optimizer.warmup_steps = 5_000
     prior.use = "best"
+    # Of few images: to see a run go wrong, and to choose a checkpoint.
+    tokenizer.frechet.images = 2_048
+    prior.frechet.images = 256 if large else 2_048
     # A block of n cells is finished after n steps at the latest.
     config.sampling.steps = min(args.T, args.block**2)
     if large:

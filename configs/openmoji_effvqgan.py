@@ -81,18 +81,18 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     # Late, when reconstructions are good, and slowly.
-    discriminator.start = 800
-    discriminator.ramp = 200
+    discriminator.start = 700
+    discriminator.ramp = 175
     discriminator.optimizer.b1 = 0.5
     discriminator.optimizer.b2 = 0.9
     tokenizer.batch_size = 16
-    tokenizer.steps = 1_200
+    tokenizer.steps = 1_050
     tokenizer.optimizer.learning_rate = 1e-3
     tokenizer.optimizer.b2 = 0.99
     tokenizer.optimizer.clip_norm = 1.0
     tokenizer.optimizer.warmup_steps = 50
-    tokenizer.eval_every = 300
-    tokenizer.checkpoint_every = 300
+    tokenizer.eval_every = 525
+    tokenizer.checkpoint_every = 175
 
     block_size, halo = (8, 2) if args.res // args.f >= 32 else (4, 1)
     prior = config.prior
@@ -116,7 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     prior.batch_size = 32
-    prior.steps = 700
+    prior.steps = 520
     prior.optimizer.name = "adamw"
     prior.optimizer.learning_rate = 2e-3
     prior.optimizer.b1 = 0.9
@@ -125,8 +125,8 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.optimizer.clip_norm = 1.0
     prior.optimizer.warmup_steps = 100
     prior.ema_decay = 0.99
-    prior.eval_every = 175
-    prior.checkpoint_every = 175
+    prior.eval_every = 260
+    prior.checkpoint_every = 130
     prior.use = "best"
 
     if args.res > 256:

@@ -113,9 +113,11 @@ class TorchPickler(pickle.Pickler):
     def __init__(self, file, zipped):
         super().__init__(file, protocol=2)
         self.zipped = zipped
+        self.storages = {}
 
     def persistent_id(self, value):
         if isinstance(value, FakeStorage):
+            self.storages[value.key] = value
             reference = ("storage", value.kind, value.key, "cpu", len(value.values))
             return reference if self.zipped else (*reference, None)
         return None
@@ -150,9 +152,10 @@ def save_pickles(fake_torch):
         file = io.BytesIO()
         for value in (header, 1001, {"little_endian": True}):
             pickle.dump(value, file, protocol=2)
-        TorchPickler(file, zipped=False).dump(make_state(*fake_torch))
-        pickle.dump([storage.key for storage in fake_torch], file, protocol=2)
-        for storage in fake_torch:
+        pickler = TorchPickler(file, zipped=False)
+        pickler.dump(make_state(*fake_torch))
+        pickle.dump([*pickler.storages], file, protocol=2)
+        for storage in pickler.storages.values():
             file.write(len(storage.values).to_bytes(8, "little") + storage.values.tobytes())
         return file.getvalue()
 
@@ -165,11 +168,12 @@ def save_zip(fake_torch):
 
     def save(make_state, pickles=("archive/data.pkl",), values=None):
         state, file = io.BytesIO(), io.BytesIO()
-        TorchPickler(state, zipped=True).dump(make_state(*fake_torch))
+        pickler = TorchPickler(state, zipped=True)
+        pickler.dump(make_state(*fake_torch))
         with zipfile.ZipFile(file, "w") as archive:
             for name in pickles:
                 archive.writestr(name, state.getvalue())
-            for storage in fake_torch:
+            for storage in pickler.storages.values():
                 contents = storage.values.tobytes() if values is None else values
                 archive.writestr(f"archive/data/{storage.key}", contents)
             archive.writestr("archive/version", "3\n")
@@ -228,8 +232,8 @@ def one_tensor(floats, *_):
 
 def test_truncated_and_other_files_are_refused_as_tensors(save_pickles):
     contents = save_pickles(one_tensor)
-    # The last storage: its size in eight bytes, then two numbers.
-    other_size = contents[:-12] + (1).to_bytes(8, "little") + contents[-4:]
+    # The storage: its size in eight bytes, then twelve numbers.
+    other_size = contents[:-56] + (11).to_bytes(8, "little") + contents[-44:]
     for broken in (other_size, contents[:-4], contents[:40], b"PK\x03\x04zip", b""):
         with pytest.raises(InputError, match="cannot be read"):
             unpickle_tensors(broken)
@@ -243,9 +247,12 @@ def test_truncated_and_other_zips_are_refused_as_tensors(save_zip):
     contents = save_zip(one_tensor)
     flipped = contents.replace(np.arange(12, dtype="<f4").tobytes(), b"\xff" * 48)
     assert flipped != contents
-    for broken in (contents[:-30], contents[:200], flipped, save_zip(one_tensor, values=b"1234")):
+    for broken in (contents[:-30], contents[:200], flipped):
         with pytest.raises(InputError, match="cannot be read"):
             unpickle_tensors(broken)
+    for values in (b"1234", bytes(4096)):
+        with pytest.raises(InputError, match="storage 7 is not of the size of its tensors"):
+            unpickle_tensors(save_zip(one_tensor, values=values))
     for pickles in ((), ("data.pkl",), ("a/data.pkl", "b/data.pkl")):
         with pytest.raises(InputError, match=r"there is not one data\.pkl"):
             unpickle_tensors(save_zip(one_tensor, pickles))
@@ -289,7 +296,9 @@ def test_a_named_file_of_another_hash_is_refused_with_the_address(torch_save, tm
     file.write_bytes(contents)
     weights, digest = known(contents)
     fetch = "fetch the net from https://example.org/net.pth$"
-    with pytest.raises(InputError, match=f"{digest[:10]}, expected 0123456789 or abcdefab: .*{fetch}"):
+    with pytest.raises(
+        InputError, match=f"{digest[:10]}, expected 0123456789 or abcdefab: .*{fetch}"
+    ):
         NET.read(file)
     # The user's hash takes the place of the known ones.
     with pytest.raises(InputError, match=f"{digest[:9]}, expected 012345678: .*{fetch}"):
@@ -328,7 +337,7 @@ def test_an_npz_needs_no_known_hash_but_can_be_pinned(tmp_path):
         arrays, read_digest = NET.read(file, pin)
         assert read_digest == digest and arrays["n"] == 3
         assert arrays["a"].dtype == np.float32 and arrays["a"].tolist() == [1.5, 2]
-    with pytest.raises(InputError, match="expected 00000000: .*fetch the net from"):
+    with pytest.raises(InputError, match=r"expected 00000000: .*fetch the net from"):
         NET.read(file, "00000000")
 
 

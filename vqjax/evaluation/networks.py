@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import digest
 from vqjax.features.efficientnet_lite import INPUT_SIZE, load_efficientnet_lite
-from vqjax.features.inception import load_inception
+from vqjax.features.inception import WEIGHTS, load_inception
 from vqjax.registry import did_you_mean
 
 NETWORKS = ("inception", "efficientnet_lite1")
@@ -99,8 +99,9 @@ def build_network(
     if name == "inception":
         if weights is None:
             raise InputError(
-                "the network inception needs its weights: give the file with --network_weights, or"
-                " use --network=efficientnet_lite1, whose weights are there already"
+                f"the network inception needs its weights: fetch {WEIGHTS.address} and name the"
+                " file with --network_weights, or use --network=efficientnet_lite1, whose weights"
+                " are there already"
             )
         inception, inception_variables, file_hash = load_inception(weights, resize, sha256)
         forward: Callable[..., Any] = functools.partial(inception.apply, method="pooled")

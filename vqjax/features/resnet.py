@@ -117,7 +117,7 @@ def resnet_params(module: ResNet, state: dict[str, Any], source: str) -> dict[st
 
 
 def _names(path: tuple[str, ...]) -> tuple[str, str | None]:
-    """torchvision's names of a layer and its BatchNorm."""
+    """Torchvision's names of a layer and its BatchNorm."""
     *block, layer = path
     prefix = "".join(f"{name.replace('_', '.')}." for name in block)
     if layer == "fc":

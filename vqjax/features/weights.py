@@ -80,9 +80,7 @@ class NamedWeights:
     address: str
     prefixes: tuple[str, ...]
 
-    def read(
-        self, file: Path, sha256: str | None = None
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def read(self, file: Path, sha256: str | None = None) -> tuple[dict[str, np.ndarray], str]:
         """The arrays of a file of torch.save, or of an .npz file under the same names.
 
         Floats of any precision become float32. None of the file's code is run.
@@ -124,8 +122,13 @@ class NamedWeights:
 def _unzip(contents: bytes) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     try:
-        with np.load(io.BytesIO(contents), allow_pickle=False) as arrays:
-            return dict(arrays)
+        with np.load(io.BytesIO(contents), allow_pickle=False) as file:
+            arrays = dict(file)
+        for name, array in arrays.items():
+            # Numpy hands out what else is in the archive as bytes.
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+        return arrays
     except Exception as error:  # Numpy and zipfile fail in whatever happens to be broken.
         raise InputError(
             f"the arrays cannot be read ({type(error).__name__}: {error}); write the file again"

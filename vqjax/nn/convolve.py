@@ -23,9 +23,9 @@ def convolve(
     paddings = (padding, padding) if isinstance(padding, int) else padding
     margins = [(p, p) for p in paddings]
     result = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[1:3], paddings, size, strict=True)]
-    if stride == 1 and any(n < k for n, k in zip(result, size, strict=True)):
+    if stride == 1 and (size == (1, 1) or any(n < k for n, k in zip(result, size, strict=True))):
         # XLA's CPU convolution and its gradients are up to sixty times slower than this matrix
-        # product where the kernel is larger than the resulting map.
+        # product where the kernel is larger than the resulting map, and slower for a 1x1 kernel.
         x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
         return _patches(x, size) @ kernel.reshape(-1, features)
     return jax.lax.conv_general_dilated(
