@@ -38,7 +38,9 @@ def test_pixels_of_a_file_are_whole_steps():
 
 
 def test_what_is_missing_is_said():
-    with pytest.raises(InputError, match=r"inception needs its weights: fetch https://.*--network_weights"):
+    with pytest.raises(
+        InputError, match=r"inception needs its weights: fetch https://.*--network_weights"
+    ):
         build_network("inception")
     with pytest.raises(
         InputError, match=r"network 'resnet': .*valid: efficientnet_lite1, inception"

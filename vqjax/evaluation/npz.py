@@ -6,7 +6,6 @@ and written in parts, so that memory does not grow with their number.
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import zipfile
@@ -174,7 +173,7 @@ def _open(file: Path) -> zipfile.ZipFile:
         raise InputError(f"{file} cannot be read ({reason}): name an .npz file") from None
 
 
-def _header(stream: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array in C order that a stream begins with."""
     version = np.lib.format.read_magic(stream)
     read = {
