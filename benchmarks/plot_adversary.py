@@ -6,14 +6,13 @@ Reads the `metrics.jsonl` of the tokenizer. `--beside` draws a second run in gre
 one without an adversary.
 """
 
-import json
 from pathlib import Path
 
 import matplotlib
 from absl import flags
 
 from vqjax import commands
-from vqjax.errors import InputError
+from vqjax.reporting.curves import read_metrics
 from vqjax.training.workdir import read_config
 
 matplotlib.use("Agg")
@@ -24,6 +23,7 @@ BESIDE = flags.DEFINE_string("beside", "", "Folder of another run, to be drawn i
 OUT = flags.DEFINE_string("out", "", "PNG to be written [<workdir>/tokenizer/adversary.png]")
 flags.mark_flag_as_required("workdir")
 
+METRICS = "tokenizer/metrics.jsonl"
 # Title, metrics, and whether the axis is logarithmic.
 PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("reconstruction", ("train/l2", "train/perceptual"), True),
@@ -39,31 +39,11 @@ PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
 )
 
 
-def read_metrics(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric of the tokenizer's training.
-
-    Raises:
-        InputError: there are none.
-    """
-    file = workdir / "tokenizer" / "metrics.jsonl"
-    if not file.is_file():
-        raise InputError(f"there is no {file}: give the --workdir of a run that trains a tokenizer")
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for line in file.read_text().splitlines():
-        values = json.loads(line)
-        for name, value in values.items():
-            if name != "step":
-                steps, points = curves.setdefault(name, ([], []))
-                steps.append(values["step"])
-                points.append(value)
-    return curves
-
-
 def main() -> None:
     """Draws the panels."""
     workdir = Path(WORKDIR.value or "")
-    curves = read_metrics(workdir)
-    beside = read_metrics(Path(BESIDE.value)) if BESIDE.value else {}
+    curves = read_metrics(workdir / METRICS)
+    beside = read_metrics(Path(BESIDE.value) / METRICS) if BESIDE.value else {}
     starts = read_config(workdir).tokenizer.discriminator.start
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6), layout="constrained")
     for axis, (title, names, logarithmic) in zip(axes.flat, PANELS, strict=True):

@@ -1,5 +1,7 @@
 """Networks by name: what they are called, what they give, what they ask for."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,3 +48,5 @@ def test_what_is_missing_is_said():
         InputError, match=r"network 'resnet': .*valid: efficientnet_lite1, inception"
     ):
         build_network("resnet")
+    with pytest.raises(InputError, match=r"resize 'lanczos': .*valid: clean, tf, torch"):
+        build_network("inception", Path("weights.pth"), resize="lanczos")

@@ -17,11 +17,12 @@ from absl import flags
 
 from vqjax import commands, sampling_flags
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import NETWORKS, Resize, build_network
+from vqjax.evaluation.networks import NETWORKS, build_network
 from vqjax.evaluation.npz import write_statistics
 from vqjax.evaluation.references import Reference, open_images
 from vqjax.evaluation.results import table, write_results
 from vqjax.evaluation.scores import Settings
+from vqjax.features.inception import Resize
 from vqjax.registry import did_you_mean
 from vqjax.run_scores import RunScores
 from vqjax.scoring import Scoring, score_images

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,10 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import digest
 from vqjax.features.efficientnet_lite import INPUT_SIZE, load_efficientnet_lite
-from vqjax.features.inception import WEIGHTS, load_inception
+from vqjax.features.inception import WEIGHTS, Resize, load_inception
 from vqjax.registry import did_you_mean
 
 NETWORKS = ("inception", "efficientnet_lite1")
-Resize = Literal["torch", "tf", "clean"]
 
 Outputs = tuple[Float[Array, "b d"], Float[Array, "b k"]]
 
@@ -79,7 +78,7 @@ def build_network(
         resize: how Inception's images become 299x299; see `InceptionV3`.
 
     Raises:
-        InputError: unknown name, no or wrong weights.
+        InputError: unknown name or resize, no or wrong weights.
     """
     if name == "efficientnet_lite1":
         module, variables = load_efficientnet_lite("lite1")
@@ -103,6 +102,8 @@ def build_network(
                 " file with --network_weights, or use --network=efficientnet_lite1, whose weights"
                 " are there already"
             )
+        if resize not in get_args(Resize):
+            raise InputError(f"resize {resize!r}: {did_you_mean(resize, get_args(Resize))}")
         inception, inception_variables, file_hash = load_inception(weights, resize, sha256)
         forward: Callable[..., Any] = functools.partial(inception.apply, method="pooled")
         protocol = {

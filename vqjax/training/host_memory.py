@@ -1,16 +1,27 @@
 """Memory of the host, where it is what XLA computes in."""
 
 import ctypes
+import importlib.util
 import sys
+
+import jax
 
 # Of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
+def computes_on_host() -> bool:
+    """Whether JAX will run on the CPU, told without starting it: by setting, or for want of more."""
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
+
+
 def keep_freed_memory() -> None:
     """Has this process keep the memory that it frees, for the next allocation of its size.
 
-    On a CPU a step's temporaries are one allocation of hundreds of megabytes. The C library gives
+    Call it before JAX starts its threads, which have heaps of their own otherwise. On a CPU a step's temporaries are one allocation of hundreds of megabytes. The C library gives
     them back to the system after each step, and a fifth of the time of a small step then goes to
     faulting the same pages in again. Where the C library is not glibc, nothing happens.
     """
