@@ -15,7 +15,7 @@ from vqjax import commands
 from vqjax.data import build_source
 from vqjax.training.console import setup_logging
 from vqjax.training.experiment import build_stage, stage_names
-from vqjax.training.host_memory import computes_on_host, keep_freed_memory
+from vqjax.training.host_memory import keep_memory_of_host_computation
 from vqjax.training.loop import train_stage
 from vqjax.training.sharding import initialise_distributed, make_mesh, process_rows
 from vqjax.training.workdir import (
@@ -41,8 +41,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Runs the stages of the config."""
-    if computes_on_host():
-        keep_freed_memory()
+    keep_memory_of_host_computation()
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     config, workdir = CONFIG.value, Path(WORKDIR.value or "")
     is_main = jax.process_index() == 0

@@ -27,6 +27,7 @@ from vqjax.registry import did_you_mean
 from vqjax.run_scores import RunScores
 from vqjax.scoring import Scoring, score_images
 from vqjax.training.console import setup_logging
+from vqjax.training.host_memory import keep_memory_of_host_computation
 from vqjax.training.prior_stage import sampling_spec
 from vqjax.training.workdir import read_config
 
@@ -87,6 +88,7 @@ EXPORT_REFERENCE = flags.DEFINE_string(
 
 def main() -> None:
     """Checks what is asked for, walks the images, writes and shows the numbers."""
+    keep_memory_of_host_computation()
     if bool(WORKDIR.value) == bool(IMAGES.value):
         raise InputError("give --workdir=<folder of a run>, or --images=<folder or .npz of images>")
     for what in WHAT.value or ():

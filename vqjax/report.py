@@ -32,6 +32,7 @@ from vqjax.reporting.summary import key_numbers, summary
 from vqjax.training.checkpoints import Checkpointer
 from vqjax.training.console import LOGGER_NAME, setup_logging
 from vqjax.training.experiment import STAGES
+from vqjax.training.host_memory import keep_memory_of_host_computation
 from vqjax.training.workdir import trained_stage
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
@@ -55,6 +56,7 @@ T = TypeVar("T")
 
 def main() -> None:
     """Gathers what there is of a run, and writes the page."""
+    keep_memory_of_host_computation()
     workdir = Path(WORKDIR.value or "")
     out = Path(OUT.value or workdir / "report.html")
     if out.is_dir():

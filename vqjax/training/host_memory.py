@@ -10,25 +10,26 @@ import jax
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def computes_on_host() -> bool:
-    """Whether JAX will run on the CPU, told without starting it: by setting, or for want of more."""
-    platforms = jax.config.jax_platforms
-    if platforms:
-        return platforms == "cpu"
-    return not any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
+def keep_memory_of_host_computation() -> None:
+    """Where JAX will run on the CPU, has this process keep the memory that it frees.
 
-
-def keep_freed_memory() -> None:
-    """Has this process keep the memory that it frees, for the next allocation of its size.
-
-    Call it before JAX starts its threads, which have heaps of their own otherwise. On a CPU a step's temporaries are one allocation of hundreds of megabytes. The C library gives
-    them back to the system after each step, and a fifth of the time of a small step then goes to
+    Call it before JAX starts its threads, which have heaps of their own otherwise. On a CPU a
+    step's temporaries are one allocation of hundreds of megabytes. The C library gives them back
+    to the system after each step, and up to a third of the time of a small step then goes to
     faulting the same pages in again. Where the C library is not glibc, nothing happens.
     """
-    if not sys.platform.startswith("linux"):
+    if not (sys.platform.startswith("linux") and _on_cpu()):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         # All from one heap that never shrinks: no mapping of its own for what is large.
         for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)):
             mallopt(parameter, value)
+
+
+def _on_cpu() -> bool:
+    """Told without starting JAX's backends: by what is set, or for want of anything else."""
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
