@@ -69,6 +69,7 @@ def test_parameters_of_the_docstring(f, name, tmp_path):
     assert counted[1] == pytest.approx(185e6, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [16, 8])
 def test_full_size_train_steps_as_shapes(f, tmp_path):
     config = load("ffhq_effvqgan", f"f={f}")

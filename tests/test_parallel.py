@@ -18,8 +18,8 @@ from vqjax.training.state import random_key
 STEPS = 10
 SPLITS = [
     {"data": 2, "fsdp": 2, "tensor": 2},
-    pytest.param({"data": 8}, marks=pytest.mark.slow),
-    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+    {"data": 8},
+    {"fsdp": 8},
 ]
 
 
@@ -69,6 +69,7 @@ def reference(name):
     return loss_curve(name, tiny.one_device())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 @pytest.mark.parametrize("name", ["tokenizer", "prior"])
 def test_eight_devices_are_as_one(name, sizes, everything_split):

@@ -137,6 +137,7 @@ def test_tokenizer_is_not_changed_by_the_training_of_the_prior():
     assert tiny.contents(run.workdir / "tokenizer") == run.tokenizer_files
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """The program itself, on four devices: killed in the one stage and in the other."""
     images, unbroken = programs.unbroken_run()

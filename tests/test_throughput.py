@@ -31,6 +31,7 @@ def number(text):
     return float(text.replace(",", ""))
 
 
+@pytest.mark.slow
 def test_programs_are_measured():
     programs = ["encode", "decode", "prior_step", "sample"]
     table = throughput(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def build_network(
     name: str = "efficientnet_lite1",
     weights: Path | None = None,
     sha256: str | None = None,
-    resize: Resize = "torch",
+    resize: str = "torch",
 ) -> FeatureNetwork:
     """A network with its weights.
 
@@ -104,7 +104,9 @@ def build_network(
             )
         if resize not in get_args(Resize):
             raise InputError(f"resize {resize!r}: {did_you_mean(resize, get_args(Resize))}")
-        inception, inception_variables, file_hash = load_inception(weights, resize, sha256)
+        inception, inception_variables, file_hash = load_inception(
+            weights, cast(Resize, resize), sha256
+        )
         forward: Callable[..., Any] = functools.partial(inception.apply, method="pooled")
         protocol = {
             "network": "Inception-v3 of 2015-12-05, pool3, 2048; classes without their bias",

@@ -2,9 +2,8 @@
 
 import ctypes
 import importlib.util
+import os
 import sys
-
-import jax
 
 # Of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -29,7 +28,7 @@ def keep_memory_of_host_computation() -> None:
 
 def _on_cpu() -> bool:
     """Told without starting JAX's backends: by what is set, or for want of anything else."""
-    platforms = jax.config.jax_platforms
+    platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms == "cpu"
     return not any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
