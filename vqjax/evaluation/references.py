@@ -184,7 +184,8 @@ def make_reference(
     Raises:
         InputError: features that are not finite, or of fewer than 2 images.
     """
-    own = {**identity, **network.protocol, **surroundings(), "batch_size": batch}
+    own = {"images": dict(identity), "features": network.protocol, "batch_size": batch}
+    own |= surroundings()
     # int32 with -1 for those without one.
     columns = {"features": ((network.dim,), np.float32), "label": ((), np.int32)}
     rows = Rows(cache_folder("features") / protocol_hash(own)[:16], count, columns)
