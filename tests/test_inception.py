@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from oracle_layers import OracleLayers
 from PIL import Image
 
 from vqjax.errors import InputError
@@ -20,7 +21,7 @@ from vqjax.features.inception import load_inception, to_input
 SIDE = 107
 
 
-class Oracle:
+class Oracle(OracleLayers):
     """The published architecture, and random weights for it under PyTorch's names.
 
     Args:
@@ -30,38 +31,13 @@ class Oracle:
     """
 
     def __init__(self, state=None, padded="", averaged=False):
-        self.state = {} if state is None else state
-        self.rng = np.random.default_rng(0)
+        super().__init__(state, epsilon=0.001)
         self.padded, self.averaged = padded, averaged
 
-    def weight(self, name, draw):
-        if name not in self.state:
-            self.state[name] = draw().astype(np.float32)
-        return self.state[name].astype(np.float64)
-
     def convolve(self, x, name, features, height=1, width=1, stride=1, same=True):
-        """Of x (channels, height, width), with BatchNorm and ReLU."""
-        fan_in = len(x) * height * width
-        weight = self.weight(
-            f"{name}.conv.weight",
-            lambda: self.rng.normal(0, np.sqrt(2 / fan_in), (features, len(x), height, width)),
-        )
-        if same:
-            x = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
-        windows = sliding_window_view(x, (height, width), axis=(1, 2))[:, ::stride, ::stride]
-        x = np.einsum("chwij,ocij->ohw", windows, weight, optimize=True)
-        scale, shift, mean, variance = (
-            self.weight(f"{name}.bn.{k}", lambda a=a, b=b: self.rng.uniform(a, b, features))
-            for k, a, b in (
-                ("weight", 0.5, 1.5),
-                ("bias", -0.3, 0.3),
-                ("running_mean", -0.3, 0.3),
-                ("running_var", 0.05, 2.0),
-            )
-        )
-        column = (slice(None), None, None)
-        x = (x - mean[column]) / np.sqrt(variance + 0.001)[column]
-        return np.maximum(x * scale[column] + shift[column], 0)
+        """With BatchNorm and ReLU."""
+        names, size = (f"{name}.conv", f"{name}.bn"), (height, width)
+        return np.maximum(self.normed(x, names, features, size, stride, same), 0)
 
     def within(self, block):
         return lambda x, name, *rest, **more: self.convolve(x, f"{block}.{name}", *rest, **more)

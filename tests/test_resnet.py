@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from oracle_layers import OracleLayers
 from PIL import Image
 
 from vqjax.errors import InputError
@@ -19,7 +20,7 @@ from vqjax.features.resnet import ResNet, load_resnet101, resnet_params
 DEPTHS = (1, 2, 1, 1)
 
 
-class Oracle:
+class Oracle(OracleLayers):
     """The published architecture with unfolded BatchNorms, and random weights for it.
 
     Args:
@@ -28,39 +29,12 @@ class Oracle:
     """
 
     def __init__(self, state=None, first=False):
-        self.state = {} if state is None else state
-        self.rng = np.random.default_rng(0)
+        super().__init__(state, epsilon=0.00001)
         self.first = first
 
-    def weight(self, name, draw):
-        if name not in self.state:
-            self.state[name] = draw().astype(np.float32)
-        return self.state[name].astype(np.float64)
-
     def convolve(self, x, names, features, size=1, stride=1):
-        """Of x (channels, height, width), zeros around it, with BatchNorm."""
-        name, norm = names
-        weight = self.weight(
-            f"{name}.weight",
-            lambda: self.rng.normal(
-                0, np.sqrt(2 / (len(x) * size**2)), (features, len(x), size, size)
-            ),
-        )
-        x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2))
-        windows = sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]
-        x = np.einsum("chwij,ocij->ohw", windows, weight, optimize=True)
-        scale, shift, mean, variance = (
-            self.weight(f"{norm}.{k}", lambda a=a, b=b: self.rng.uniform(a, b, features))
-            for k, a, b in (
-                ("weight", 0.5, 1.5),
-                ("bias", -0.3, 0.3),
-                ("running_mean", -0.3, 0.3),
-                ("running_var", 0.05, 2.0),
-            )
-        )
-        column = (slice(None), None, None)
-        x = (x - mean[column]) / np.sqrt(variance + 0.00001)[column]
-        return x * scale[column] + shift[column]
+        """With zeros around it, and BatchNorm."""
+        return self.normed(x, names, features, (size, size), stride)
 
     def block(self, x, name, width, stride):
         strides = (stride, 1) if self.first else (1, stride)

@@ -8,6 +8,7 @@ Writes metrics.json and metrics.txt to <workdir>/evaluation. Stopped, it goes on
 it is given the same command again. docs/evaluation.md says what each number is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -125,6 +126,8 @@ def main() -> None:
 def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
+    _check_path(IMAGES)
+    _check_path(REFERENCE)
     images = open_images(path)
     setup_logging(scoring.folder)
     reference = scoring.reference(Path(REFERENCE.value or ""))
@@ -136,23 +139,21 @@ def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
     run = RunScores(workdir, scoring)
     results: dict[str, Any] = {}
-    samples = _Samples(run) if "generation" in WHAT.value else None
     setup_logging(workdir)
+    samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
         results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
         write_results(scoring.folder, results)
     if samples:
-        reference = samples.reference()
-        _export(scoring, reference)
         for acceptance in samples.rejections:
             name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
-            results[name] = samples.score(acceptance, reference)
+            results[name] = samples.score(acceptance)
             write_results(scoring.folder, results)
     return results
 
 
 class _Samples:
-    """What is to be drawn; all that can be wrong with it is found before any work begins."""
+    """What is to be drawn, and its reference; what can be wrong is found before long work."""
 
     def __init__(self, run: RunScores):
         self.run = run
@@ -170,38 +171,53 @@ class _Samples:
         }
         if EXPORT_SAMPLES.value and len(self.rejections) > 1:
             raise InputError("--export_samples takes one --acceptance at a time")
+        if EXPORT_SAMPLES.value and PIXELS.value != "png":
+            raise InputError("--export_samples writes 8 bits: it needs --pixels=png")
+        _check_path(REFERENCE, SPLITS)
+        # Weights that are missing are missed now.
+        _ = run.generator.tokenizer_variables, run.generator.prior_variables
         self.judge = None
         if prior.num_classes == 1000:
             self.judge = SAMPLING.classifier.value, SAMPLING.build_classifier()
-
-    def reference(self) -> Reference:
-        """What the samples are compared with."""
-        if REFERENCE.value not in SPLITS:
-            return self.run.scoring.reference(Path(REFERENCE.value))
-        return self.run.reference(REFERENCE.value, REFERENCE_NUM.value or None)
-
-    def score(self, acceptance: float, reference: Reference) -> dict[str, Any]:
-        """The entry of an acceptance rate."""
-        labels = self.labels
+        if LABELS.value == "data" and REFERENCE.value not in SPLITS:
+            raise InputError("--labels=data needs a reference with classes: a split of the data")
+        self.reference = self._reference()
         if LABELS.value == "data":
-            if reference.labels is None:
-                raise InputError(
-                    "--labels=data needs a reference with classes: a split of the data"
-                )
-            labels = np.resize(reference.labels, NUM.value)
+            self.labels = np.resize(np.asarray(self.reference.labels), NUM.value)
+
+    def _reference(self) -> Reference:
+        if REFERENCE.value in SPLITS:
+            reference = self.run.reference(REFERENCE.value, REFERENCE_NUM.value or None)
+        else:
+            reference = self.run.scoring.reference(Path(REFERENCE.value))
+        _export(self.run.scoring, reference)
+        return reference
+
+    def score(self, acceptance: float) -> dict[str, Any]:
+        """The entry of an acceptance rate."""
         further = {"labels": LABELS.value} if self.run.generator.prior.num_classes else {}
         if self.rejections[acceptance] or self.judge:
             further |= {"classifier": SAMPLING.classifier.value, "score": SAMPLING.score.value}
         return self.run.generation(
-            labels,
+            self.labels,
             self.spec,
-            reference,
+            self.reference,
             seed=SEED.value,
             tile=self.tile,
             rejection=self.rejections[acceptance],
             judge=self.judge,
             further=further,
             export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
+        )
+
+
+def _check_path(flag: flags.FlagHolder[Any], names: Sequence[str] = ()) -> None:
+    """Raises InputError if a flag is none of the names, no folder and no file."""
+    if flag.value not in names and not Path(flag.value).exists():
+        expected = "".join(f"{name}, " for name in names)
+        raise InputError(
+            f"--{flag.name}={flag.value}: no such folder or file; {expected}a folder of images or"
+            " an .npz of ADM's is needed"
         )
 
 

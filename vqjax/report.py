@@ -10,7 +10,6 @@ paper. What a run does not have yet is named, and how to get it. The metrics are
 import datetime
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from vqjax.errors import InputError
 from vqjax.evaluation.networks import build_network
 from vqjax.evaluation.protocol import surroundings
 from vqjax.evaluation.results import read_results
+from vqjax.files import write_whole
 from vqjax.generator import Generator
 from vqjax.reporting import codebook, curves, gallery, neighbours, tables
 from vqjax.reporting.page import Missing, Report, StageReport, render
@@ -69,10 +69,7 @@ def main() -> None:
     _ = generator.tokenizer_variables
     setup_logging(workdir)
     page = render(_gather(generator))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.partial")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, out)
+    write_whole(out, page)
     log.info("%s (%.1f MB)", out, out.stat().st_size / 1e6)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,13 @@ import PIL
 from jaxtyping import Array, Int
 
 from vqjax.data import Split, build_source, evaluation_batches
-from vqjax.errors import InputError
 from vqjax.evaluation import reconstruction
 from vqjax.evaluation.npz import write_images
 from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, make_reference, padded
 from vqjax.evaluation.results import result
 from vqjax.evaluation.rows import Rows, fill
-from vqjax.evaluation.scores import (
-    Scores,
-    class_accuracy,
-    distances,
-    merge,
-    per_class,
-    qualities,
-)
+from vqjax.evaluation.scores import Scores, merge
 from vqjax.features.lpips import load_lpips
 from vqjax.generator import Drawing, Generator
 from vqjax.samplers.blockwise import BlockwiseSampling
@@ -127,16 +119,13 @@ class RunScores:
         pixels, each = reconstruction.pixel_scores(rows, tokenizer.num_codes)
         features, labels = rows["features"], rows["label"]
         original = Reference.of(rows["original_features"], labels, {"images": "their originals"})
-        scores = merge(
-            pixels, distances(features, original, scoring.network, scoring.settings, prefix="r")
-        )
+        comparison = scoring.comparison(original)
+        scores = merge(pixels, comparison.distances(features, prefix="r"))
         if scoring.by_class:
-            scores.per_class = per_class(
-                features, labels, original, scoring.network, self._class_names, each, prefix="r"
-            )
+            names = self.generator.class_names
+            scores.per_class = comparison.per_class(features, labels, names, each, prefix="r")
         protocol["images"]["count"] = rows.count
-        protocol["metrics"] = dataclasses.asdict(scoring.settings)
-        return result(scores, protocol)
+        return result(scores, protocol | scoring.metrics_protocol)
 
     def generation(
         self,
@@ -163,15 +152,12 @@ class RunScores:
             judge: name and logits of a classifier of the run's classes, for their accuracy.
             further: what else belongs into the protocol: how the labels were chosen, the
                 classifier's name.
-            export: .npz to write the samples to.
+            export: .npz to write the samples to, which have 8 bits: `scoring.pixels` is "png".
 
         Raises:
             InputError: there is no trained prior or tokenizer, or features are not finite.
         """
         scoring, prior = self.scoring, self.generator.prior
-        rounded = scoring.pixels == "png"
-        if export and not rounded:
-            raise InputError("--export_samples writes 8 bits: it needs --pixels=png")
         protocol = scoring.protocol("generation")
         protocol["tokenizer"] = self._model_protocol("tokenizer")
         protocol["prior"] = self._model_protocol("prior")
@@ -191,7 +177,7 @@ class RunScores:
             seed=seed,
             batch_size=scoring.batch_size,
             tile=tile,
-            rounded=rounded,
+            rounded=scoring.pixels == "png",
         )
         number = math.ceil(len(labels) / drawing.batch)
         columns = {**scoring.columns, "label": ((), np.int32)}
@@ -211,21 +197,15 @@ class RunScores:
             start = rows.batches * drawing.batch
             batches = _labelled(watch.over(images), labels[start:], drawing.batch)
             fill(rows, batches, self._measure(judge), number)
-        scores = merge(
-            distances(rows["features"], reference, scoring.network, scoring.settings),
-            qualities(
-                rows["features"], rows["logits"], reference, scoring.network, scoring.settings
-            ),
-        )
+        scores = scoring.samples(rows, reference)
         if prior.num_classes:
             scores = merge(scores, self._class_scores(rows, reference, judge))
         protocol["reference"] = reference.protocol
-        protocol["metrics"] = dataclasses.asdict(scoring.settings)
         if export:
             shape = (rows.count, *rows["image"].shape[1:])
             parts = (rows["image"][i : i + 256] for i in range(0, rows.count, 256))
             write_images(export, parts, shape, rows["label"] if prior.num_classes else None)
-        return result(scores, protocol, watch.throughput())
+        return result(scores, protocol | scoring.metrics_protocol, watch.throughput())
 
     def _accepted(
         self,
@@ -266,7 +246,7 @@ class RunScores:
     ) -> Scores:
         """How many samples are of their class; on request, numbers of each class."""
         features, labels = rows["features"], rows["label"]
-        network, settings = self.scoring.network, self.scoring.settings
+        comparison = self.scoring.comparison(reference)
         means = {}
         if judge:
             name, _ = judge
@@ -274,15 +254,11 @@ class RunScores:
             means = {f"top-1 ({name})": hits[:, 0] * 1.0, f"top-5 ({name})": hits.any(1) * 1.0}
             scores = Scores(metrics={key: float(np.mean(hit)) for key, hit in means.items()})
         else:
-            scores = class_accuracy(features, labels, reference, network, settings)
+            scores = comparison.class_accuracy(features, labels)
         if self.scoring.by_class:
-            names = self._class_names
-            scores.per_class = per_class(features, labels, reference, network, names, means)
+            names = self.generator.class_names
+            scores.per_class = comparison.per_class(features, labels, names, means)
         return scores
-
-    @property
-    def _class_names(self) -> Sequence[str]:
-        return self.generator.class_names
 
     def _model_protocol(self, stage: str) -> dict[str, Any]:
         variables = getattr(self.generator, f"{stage}_variables")

@@ -18,7 +18,7 @@ from vqjax.evaluation.protocol import protocol_hash, surroundings
 from vqjax.evaluation.references import Images, Reference, padded, read_reference
 from vqjax.evaluation.results import result
 from vqjax.evaluation.rows import Columns, Rows, fill
-from vqjax.evaluation.scores import Settings, distances, merge, qualities
+from vqjax.evaluation.scores import Comparison, Scores, Settings, merge
 from vqjax.training.sharding import batch_sharding, make_mesh, replicated
 from vqjax.training.stage import to_float
 
@@ -99,9 +99,26 @@ class Scoring:
             **surroundings(),
         }
 
+    @property
+    def metrics_protocol(self) -> dict[str, Any]:
+        """The settings of the metrics, which what is computed of each image does not depend on."""
+        return {"metrics": dataclasses.asdict(self.settings)}
+
     def reference(self, path: Path) -> Reference:
         """A reference that the user names; see `read_reference`."""
         return read_reference(path, self.network, self.features, self.batch_size)
+
+    def comparison(self, reference: Reference) -> Comparison:
+        """What scores images against a reference."""
+        return Comparison(reference, self.network, self.settings)
+
+    def samples(self, rows: Rows, reference: Reference) -> Scores:
+        """The scores of samples, from the table that `features` filled."""
+        comparison = self.comparison(reference)
+        return merge(
+            comparison.distances(rows["features"]),
+            comparison.qualities(rows["features"], rows["logits"]),
+        )
 
 
 def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict[str, Any]:
@@ -121,10 +138,5 @@ def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict
     if not rows.finished:
         batches = padded(images.batches(batch, rows.batches), batch)
         fill(rows, batches, scoring.features, math.ceil(images.count / batch), "images")
-    scores = merge(
-        distances(rows["features"], reference, scoring.network, scoring.settings),
-        qualities(rows["features"], rows["logits"], reference, scoring.network, scoring.settings),
-    )
     protocol["reference"] = reference.protocol
-    protocol["metrics"] = dataclasses.asdict(scoring.settings)
-    return result(scores, protocol)
+    return result(scoring.samples(rows, reference), protocol | scoring.metrics_protocol)

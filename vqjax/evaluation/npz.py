@@ -4,7 +4,6 @@ A file has "mu" and "sigma" of the features, or "arr_0", images in 8 bits, or bo
 and written in parts, so that memory does not grow with their number.
 """
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -18,6 +17,7 @@ from jaxtyping import Int, UInt8
 
 from vqjax.errors import InputError
 from vqjax.evaluation.frechet import Gaussian
+from vqjax.files import replacing
 
 # Which network our own files are of; those of others do not say.
 _NETWORK = "network"
@@ -104,7 +104,7 @@ def write_statistics(file: Path, gaussian: Gaussian, network: str) -> None:
     arrays[_NETWORK] = np.array(network)
     if gaussian.count is not None:
         arrays["count"] = np.array(gaussian.count)
-    with _replacing(file) as partial, partial.open("wb") as stream:
+    with replacing(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
 
 
@@ -142,7 +142,7 @@ def write_images(
         labels: of the images.
     """
     with (
-        _replacing(file) as partial,
+        replacing(file) as partial,
         # Stored, as images hardly get smaller and other programs map them.
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
@@ -154,15 +154,6 @@ def write_images(
         if labels is not None:
             with archive.open("arr_1.npy", "w") as stream:
                 np.lib.format.write_array(stream, np.asarray(labels, np.int64))
-
-
-@contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A path to write to, which then takes the place of `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    yield partial
-    os.replace(partial, file)
 
 
 def _open(file: Path) -> zipfile.ZipFile:

@@ -17,7 +17,7 @@ from vqjax.data.sources import files_fingerprint
 from vqjax.errors import InputError
 from vqjax.evaluation.frechet import Gaussian, fit
 from vqjax.evaluation.networks import FeatureNetwork
-from vqjax.evaluation.npz import ImageArray, read_images, read_statistics
+from vqjax.evaluation.npz import ImageArray, read_images, read_statistics, write_statistics
 from vqjax.evaluation.protocol import digest, protocol_hash, surroundings
 from vqjax.evaluation.rows import Rows, fill
 
@@ -47,13 +47,14 @@ class Reference:
         features: Float[np.ndarray, "n d"],
         labels: Int[np.ndarray, " n"] | None,
         identity: Mapping[str, Any],
+        gaussian: Gaussian | None = None,
     ) -> "Reference":
-        """A reference from features.
+        """A reference from features; their Gaussian is fitted if it is not given.
 
         Raises:
             InputError: features that are not finite, or of fewer than 2 images.
         """
-        gaussian = fit(features)
+        gaussian = gaussian or fit(features)
         statistics = digest({"mean": gaussian.mean, "covariance": gaussian.covariance})
         protocol = {"count": gaussian.count, "statistics": statistics}
         return cls(gaussian, features, labels, {**identity, **protocol})
@@ -69,7 +70,7 @@ class ImageFolder:
             InputError: no folder, fewer than 2 images, one of another size, or a greyscale one.
         """
         if not folder.is_dir():
-            raise InputError(f"--images={folder}: no such folder; name one of images")
+            raise InputError(f"{folder} is no folder: name one of images, or an .npz file")
         self.folder = folder
         self._names = list_images(folder)
         self.fingerprint = files_fingerprint(folder, self._names)
@@ -193,4 +194,9 @@ def make_reference(
         labelled = ({"label": np.full(batch, -1, np.int32), **b} for b in batches(rows.batches))
         fill(rows, labelled, measure, math.ceil(count / batch), "reference")
     labels = rows["label"] if (rows["label"] >= 0).all() else None
-    return Reference.of(rows["features"], labels, identity)
+    statistics = rows.folder / "statistics.npz"
+    known = read_statistics(statistics, network.name, network.dim) if statistics.exists() else None
+    reference = Reference.of(rows["features"], labels, identity, known)
+    if known is None:
+        write_statistics(statistics, reference.gaussian, network.name)
+    return reference

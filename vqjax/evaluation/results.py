@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import protocol_hash
 from vqjax.evaluation.scores import Scores
+from vqjax.files import write_whole
 
 FILE = "metrics.json"
 
@@ -49,12 +49,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Puts results beside or in the place of those that are there, in both files."""
-    folder.mkdir(parents=True, exist_ok=True)
     merged = read_results(folder) | dict(results)
     for name, text in ((FILE, json.dumps(merged, indent=2)), ("metrics.txt", table(merged))):
-        partial = folder / f".{name}.partial"
-        partial.write_text(text + "\n")
-        os.replace(partial, folder / name)
+        write_whole(folder / name, f"{text}\n")
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from vqjax.errors import InputError
+from vqjax.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,7 @@ class Rows:
             self._arrays[name].flush()
         self.batches, self.count, self.finished = self.batches + 1, self.count + size, finished
         state = {"batches": self.batches, "rows": self.count, "finished": finished}
-        partial = self.folder / f".{_PROGRESS}.partial"
-        partial.write_text(json.dumps(state))
-        os.replace(partial, self.folder / _PROGRESS)
+        write_whole(self.folder / _PROGRESS, json.dumps(state))
 
     def __getitem__(self, column: str) -> np.ndarray:
         """The rows that are there, mapped from the disk."""

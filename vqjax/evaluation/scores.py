@@ -70,168 +70,156 @@ class Scores:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def distances(
-    features: Float[np.ndarray, "n d"],
-    reference: Reference,
-    network: FeatureNetwork,
-    settings: Settings,
-    prefix: str = "",
-) -> Scores:
-    """Fréchet and kernel distance to a reference.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Images against a reference, as a network sees them.
 
-    Args:
-        features: one row an image.
-        reference: what they are compared with.
+    Attributes:
+        reference: what the images are compared with.
         network: whose features they are.
-        settings: how.
-        prefix: of the metrics' names: "r" for reconstructions.
-
-    Raises:
-        InputError: features of another dimension, not finite, or of fewer than 2 images.
+        settings: how the metrics are taken.
     """
-    scores = Scores()
-    frechet, kernel = (network.metric(prefix + name) for name in ("FID", "KID"))
-    to = FrechetTo(reference.gaussian)
-    scores.metrics[frechet] = to.samples(features)
-    if settings.bootstrap and len(features) > 2:
-        uncertainty = bootstrap(features, to, settings.bootstrap, settings.seed)
-        scores.spread[frechet] = uncertainty.standard_error
-        scores.interval[frechet] = list(uncertainty.interval)
-    counts = counts_up_to(len(features), network.dim, settings.counts)
-    by_count = distance_by_count(features, to, counts, settings.seed)
-    scores.by_count = {
-        "metric": frechet,
-        "counts": list(by_count.counts),
-        "distances": list(by_count.distances),
-        "infinity": by_count.infinity,
-    }
-    if by_count.infinity is not None:
-        scores.metrics[f"{frechet} at infinity"] = by_count.infinity
-    if reference.features is not None:
-        most = max(len(features), len(reference.features))
-        # Subsets that are all of the images are all the same.
-        subsets = settings.kernel_subsets if settings.kernel_subset_size < most else 1
-        distance = kernel_distance(
-            features, reference.features, subsets, settings.kernel_subset_size, settings.seed
-        )
-        scores.metrics[kernel] = distance.mean
-        if subsets > 1:
-            scores.spread[kernel] = distance.standard_deviation
-    else:
-        scores.notes.append(f"{kernel}, precision and recall need images, not their statistics")
-    for name, gaussian in (("images", fit(features)), ("reference", reference.gaussian)):
-        warning = rank_warning(gaussian)
-        if warning:
-            scores.notes.append(f"{frechet}, {name}: {warning}")
-    return scores
 
+    reference: Reference
+    network: FeatureNetwork
+    settings: Settings
 
-def qualities(
-    features: Float[np.ndarray, "n d"],
-    logits: Float[np.ndarray, "n k"],
-    reference: Reference,
-    network: FeatureNetwork,
-    settings: Settings,
-) -> Scores:
-    """Inception Score, precision and recall: of samples, not of reconstructions.
+    def distances(self, features: Float[np.ndarray, "n d"], prefix: str = "") -> Scores:
+        """Fréchet and kernel distance to the reference.
 
-    Args:
-        features: one row an image.
-        logits: of the network's classes, for each image.
-        reference: what they are compared with.
-        network: whose features they are.
-        settings: how.
-    """
-    scores = Scores()
-    name = network.metric("IS")
-    if len(logits) >= settings.splits:
-        score = inception_score(logits, settings.splits)
-        scores.metrics[name], scores.spread[name] = score.mean, score.standard_deviation
-    else:
-        scores.notes.append(
-            f"{name} needs {settings.splits} images at least, one for each of its parts"
-        )
-    if reference.features is not None:
-        most = settings.manifold_images
-        ours, theirs = features[:most], reference.features[:most]
-        if min(len(ours), len(theirs)) > settings.neighbours:
-            both = precision_recall(ours, theirs, settings.neighbours)
-            scores.metrics[network.metric("precision")] = both.precision
-            scores.metrics[network.metric("recall")] = both.recall
-            scores.notes.append(
-                f"precision and recall: of {len(ours)} images against {len(theirs)}"
+        Args:
+            features: one row an image.
+            prefix: of the metrics' names: "r" for reconstructions.
+
+        Raises:
+            InputError: features of another dimension, not finite, or of fewer than 2 images.
+        """
+        scores, settings, reference = Scores(), self.settings, self.reference
+        frechet, kernel = (self.network.metric(prefix + name) for name in ("FID", "KID"))
+        to = FrechetTo(reference.gaussian)
+        scores.metrics[frechet] = to.samples(features)
+        if settings.bootstrap and len(features) > 2:
+            uncertainty = bootstrap(features, to, settings.bootstrap, settings.seed)
+            scores.spread[frechet] = uncertainty.standard_error
+            scores.interval[frechet] = list(uncertainty.interval)
+        counts = counts_up_to(len(features), self.network.dim, settings.counts)
+        by_count = distance_by_count(features, to, counts, settings.seed)
+        scores.by_count = {
+            "metric": frechet,
+            "counts": list(by_count.counts),
+            "distances": list(by_count.distances),
+            "infinity": by_count.infinity,
+        }
+        if by_count.infinity is not None:
+            scores.metrics[f"{frechet} at infinity"] = by_count.infinity
+        if reference.features is not None:
+            most = max(len(features), len(reference.features))
+            # Subsets that are all of the images are all the same.
+            subsets = settings.kernel_subsets if settings.kernel_subset_size < most else 1
+            distance = kernel_distance(
+                features, reference.features, subsets, settings.kernel_subset_size, settings.seed
             )
-    return scores
-
-
-def class_accuracy(
-    features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
-    reference: Reference,
-    network: FeatureNetwork,
-    settings: Settings,
-) -> Scores:
-    """Fraction of the images that their nearest neighbours in the reference put in their class.
-
-    Args:
-        features: one row an image.
-        labels: class that each was made for.
-        reference: with labels, or there is no number.
-        network: whose features they are.
-        settings: how.
-    """
-    scores = Scores()
-    if reference.features is None or reference.labels is None:
+            scores.metrics[kernel] = distance.mean
+            if subsets > 1:
+                scores.spread[kernel] = distance.standard_deviation
+        else:
+            scores.notes.append(f"{kernel}, precision and recall need images, not their statistics")
+        for name, gaussian in (("images", fit(features)), ("reference", reference.gaussian)):
+            warning = rank_warning(gaussian)
+            if warning:
+                scores.notes.append(f"{frechet}, {name}: {warning}")
         return scores
-    k = min(settings.class_neighbours, len(reference.features))
-    scores.metrics[network.metric("class accuracy")] = knn_accuracy(
-        features, labels, reference.features, reference.labels, k
-    )
-    scores.notes.append(
-        f"class accuracy: by the vote of the {k} nearest of {len(reference.features)} reference"
-        " images, which were drawn from the same classes but not necessarily evenly"
-    )
-    return scores
 
+    def qualities(
+        self, features: Float[np.ndarray, "n d"], logits: Float[np.ndarray, "n k"]
+    ) -> Scores:
+        """Inception Score, precision and recall: of samples, not of reconstructions.
 
-def per_class(
-    features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
-    reference: Reference,
-    network: FeatureNetwork,
-    class_names: Sequence[str],
-    means: dict[str, Float[np.ndarray, " n"]],
-    prefix: str = "",
-) -> dict[str, dict[str, float]]:
-    """Fréchet distance of each class to that class of the reference, and means of other metrics.
+        Args:
+            features: one row an image.
+            logits: of the network's classes, for each image.
+        """
+        scores, settings, network = Scores(), self.settings, self.network
+        name = network.metric("IS")
+        if len(logits) >= settings.splits:
+            score = inception_score(logits, settings.splits)
+            scores.metrics[name], scores.spread[name] = score.mean, score.standard_deviation
+        else:
+            scores.notes.append(
+                f"{name} needs {settings.splits} images at least, one for each of its parts"
+            )
+        if self.reference.features is not None:
+            most = settings.manifold_images
+            ours, theirs = features[:most], self.reference.features[:most]
+            if min(len(ours), len(theirs)) > settings.neighbours:
+                both = precision_recall(ours, theirs, settings.neighbours)
+                scores.metrics[network.metric("precision")] = both.precision
+                scores.metrics[network.metric("recall")] = both.recall
+                scores.notes.append(
+                    f"precision and recall: of {len(ours)} images against {len(theirs)}"
+                )
+        return scores
 
-    Args:
-        features: one row an image.
-        labels: class of each.
-        reference: with labels, or there are no distances.
-        network: whose features they are.
-        class_names: by class.
-        means: metrics of each image.
-        prefix: of the distance's name.
+    def class_accuracy(
+        self, features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
+    ) -> Scores:
+        """Fraction of the images that their nearest neighbours in the reference put in their class.
 
-    Returns:
-        By name of the class; classes without images are left out, and distances of fewer than 2.
-    """
-    table = {}
-    for label, name in enumerate(class_names):
-        own = np.flatnonzero(labels == label)
-        if len(own) == 0:
-            continue
-        row = {"images": float(len(own))}
-        row |= {metric: float(np.mean(values[own])) for metric, values in means.items()}
-        if reference.features is not None and reference.labels is not None:
-            theirs = np.flatnonzero(reference.labels == label)
-            if min(len(own), len(theirs)) >= 2:
-                to = FrechetTo(fit(reference.features[theirs]))
-                row[network.metric(f"{prefix}FID")] = to.samples(features[own])
-                row["reference images"] = float(len(theirs))
-        table[name] = row
-    return table
+        Args:
+            features: one row an image.
+            labels: class that each was made for; without labels of the reference there is no
+                number.
+        """
+        scores, reference = Scores(), self.reference
+        if reference.features is None or reference.labels is None:
+            return scores
+        k = min(self.settings.class_neighbours, len(reference.features))
+        scores.metrics[self.network.metric("class accuracy")] = knn_accuracy(
+            features, labels, reference.features, reference.labels, k
+        )
+        scores.notes.append(
+            f"class accuracy: by the vote of the {k} nearest of {len(reference.features)} reference"
+            " images, which were drawn from the same classes but not necessarily evenly"
+        )
+        return scores
+
+    def per_class(
+        self,
+        features: Float[np.ndarray, "n d"],
+        labels: Int[np.ndarray, " n"],
+        class_names: Sequence[str],
+        means: dict[str, Float[np.ndarray, " n"]],
+        prefix: str = "",
+    ) -> dict[str, dict[str, float]]:
+        """Fréchet distance of each class to that of the reference, and means of other metrics.
+
+        Args:
+            features: one row an image.
+            labels: class of each; without labels of the reference there are no distances.
+            class_names: by class.
+            means: metrics of each image.
+            prefix: of the distance's name.
+
+        Returns:
+            By name of the class; classes without images are left out, and distances of fewer
+            than 2.
+        """
+        table, reference = {}, self.reference
+        for label, name in enumerate(class_names):
+            own = np.flatnonzero(labels == label)
+            if len(own) == 0:
+                continue
+            row = {"images": float(len(own))}
+            row |= {metric: float(np.mean(values[own])) for metric, values in means.items()}
+            if reference.features is not None and reference.labels is not None:
+                theirs = np.flatnonzero(reference.labels == label)
+                if min(len(own), len(theirs)) >= 2:
+                    to = FrechetTo(fit(reference.features[theirs]))
+                    distance = self.network.metric(f"{prefix}FID")
+                    row[distance] = to.samples(features[own])
+                    row["reference images"] = float(len(theirs))
+            table[name] = row
+        return table
 
 
 def merge(*parts: Scores) -> Scores:

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import InputError
+from vqjax.features.folding import affine
 from vqjax.features.weights import WeightsFile, check_shapes, unpickle_tensors
 
 # Of each stage: kernel size, stride, expansion and output channels.
@@ -192,16 +193,12 @@ def _fold(saved: Mapping[str, np.ndarray], depths: tuple[int, ...]) -> dict[str,
     """The PyTorch model's arrays, its BatchNorms folded, under this module's names for them."""
 
     def folded(convolution: str, norm: str) -> dict[str, np.ndarray]:
-        weight, shift, mean, variance = (
-            saved[f"{norm}.{name}"].astype(np.float64)
-            for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = weight / np.sqrt(variance + _BATCH_NORM_EPSILON)
+        scale, bias = affine(saved, norm, _BATCH_NORM_EPSILON)
         kernel = saved[f"{convolution}.weight"].transpose(2, 3, 1, 0) * scale
         return {
             # Pointwise kernels become matrices, and depthwise ones lose their single input channel.
             "kernel": kernel.squeeze().astype(np.float32),
-            "bias": (shift - mean * scale).astype(np.float32),
+            "bias": bias.astype(np.float32),
         }
 
     params: dict[str, Any] = {

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from vqjax.features.weights import check_shapes
 
@@ -14,6 +15,21 @@ from vqjax.features.weights import check_shapes
 Names = Callable[[tuple[str, ...]], tuple[str, str | None]]
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def affine(
+    state: Mapping[str, Any], norm: str, epsilon: float
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """What a trained BatchNorm multiplies each channel by and then adds, in float64.
+
+    Args:
+        state: name -> array.
+        norm: the BatchNorm's name.
+        epsilon: of it.
+    """
+    weight, shift, mean, variance = (state[f"{norm}.{name}"].astype(np.float64) for name in _NORM)
+    scale = weight / np.sqrt(variance + epsilon)
+    return scale, shift - mean * scale
 
 
 def fold(
@@ -58,11 +74,8 @@ def fold(
         if norm is None:
             bias = state[f"{layer}.bias"]
         else:
-            weight, shift, mean, variance = (
-                state[f"{norm}.{name}"].astype(np.float64) for name in _NORM
-            )
-            scale = weight / np.sqrt(variance + epsilon)
-            kernel, bias = kernel * scale, shift - mean * scale
+            scale, bias = affine(state, norm, epsilon)
+            kernel = kernel * scale
         params[*path, "kernel"] = np.ascontiguousarray(kernel, np.float32)
         if (*path, "bias") in shapes:
             params[*path, "bias"] = bias.astype(np.float32)

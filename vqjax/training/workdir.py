@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
+from vqjax.files import write_whole
 
 # Settings that do not change what is trained, so that a run may go on with other values.
 FREE = re.compile(
@@ -68,8 +68,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Stores the config of a run in its folder, which is made."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "config.json", config.to_json(indent=2) + "\n")
+    write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -98,7 +97,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
     """Stores the names of the classes, which sampling by class needs without the data."""
-    _write(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
+    write_whole(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...]:
@@ -124,9 +123,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.")
     return flat
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)

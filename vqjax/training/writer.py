@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
@@ -12,6 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX import SummaryWriter
+
+from vqjax.files import write_whole
 
 
 class Writer:
@@ -59,7 +60,7 @@ class Writer:
         Image.fromarray(grid).save(png, format="PNG")
         file = self._folder / "pictures" / f"{name}_{step:07d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(file, png.getvalue())
+        write_whole(file, png.getvalue())
         self._tensorboard.add_image(name, grid, step, dataformats="HWC")
 
     def flush(self) -> None:
@@ -89,7 +90,7 @@ def _drop_lines_from(file: Path, first_step: int) -> None:
         for line in file.read_bytes().splitlines(keepends=True)
         if (step := _step_of(line)) is not None and step < first_step
     ]
-    _write_atomically(file, b"".join(kept))
+    write_whole(file, b"".join(kept))
 
 
 def _step_of(line: bytes) -> int | None:
@@ -97,9 +98,3 @@ def _step_of(line: bytes) -> int | None:
         return json.loads(line)["step"] if line.endswith(b"\n") else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _write_atomically(file: Path, contents: bytes) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(contents)
-    os.replace(partial, file)
