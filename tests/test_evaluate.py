@@ -14,10 +14,13 @@ from PIL import Image
 
 from vqjax.data import build_source
 from vqjax.evaluation.frechet import fit, frechet_distance
-from vqjax.evaluation.protocol import protocol_hash
+from vqjax.evaluation.protocol import digest, protocol_hash
 from vqjax.evaluation.rows import Rows
 from vqjax.generator import Generator
 from vqjax.tokens import Tokens
+from vqjax.training.checkpoints import Checkpointer
+from vqjax.training.experiment import build_stage
+from vqjax.training.workdir import write_class_names, write_config
 
 FD = "FD-lite1"
 
@@ -28,6 +31,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     module = programs._load("vqjax.evaluate")[0]
     monkeypatch.setattr(module, "build_network", tiny_network.build)
+    monkeypatch.setattr("vqjax.sampling_flags.imagenet_classifier", tiny_network.classifier)
 
 
 def evaluate(out, *flags, workdir=True):
@@ -90,7 +94,7 @@ def test_generation_and_its_samples_scored_as_a_file(tmp_path):
     assert entry["interval"][FD][0] <= metrics[FD] <= entry["interval"][FD][1]
     assert entry["by_count"]["counts"][-1] == 20
     assert entry["by_count"]["distances"][-1] == metrics[FD]
-    assert entry["throughput"]["images"] == 12
+    assert entry["throughput"]["sampled images/s"] > 0
     assert entry["protocol"]["sampler"]["labels"] == "balanced"
     assert entry["protocol"]["reference"]["count"] == tiny.TRAIN_IMAGES
 
@@ -127,10 +131,6 @@ def test_the_same_protocol_gives_the_same_digits_and_another_one_says_so(tmp_pat
     ("acceptance", "stops"), [("1", (0, 1, 3)), ("0.5", (1, 3, 6, 8))], ids=["all", "half"]
 )
 def test_a_stopped_evaluation_goes_on_and_ends_alike(tmp_path, monkeypatch, acceptance, stops):
-    monkeypatch.setattr(
-        "vqjax.sampling_flags.imagenet_classifier",
-        lambda *_: jax.jit(lambda images: images.mean(axis=(1, 2))),
-    )
     flags = "--num=20", "--score=confidence", f"--acceptance={acceptance}"
     assert evaluate(tmp_path / "whole", *flags) == 0
     append = Rows.append
@@ -158,17 +158,96 @@ def test_a_stopped_evaluation_goes_on_and_ends_alike(tmp_path, monkeypatch, acce
             assert whole[what][key] == parts[what][key]
 
 
-def test_acceptance_rates_have_entries_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "vqjax.sampling_flags.imagenet_classifier",
-        lambda *_: jax.jit(lambda images: 20 * images.mean(axis=(1, 2))),
-    )
-    flags = "--what=generation", "--num=12", "--score=confidence", "--acceptance=1,0.5"
+def test_acceptance_rates_have_entries_of_their_own(tmp_path):
+    flags = "--what=generation", "--num=20", "--score=confidence", "--acceptance=1,0.5"
     assert evaluate(tmp_path, *flags) == 0
     found = results(tmp_path)
     assert set(found) == {"generation", "generation, acceptance 0.5"}
     assert found["generation"]["metrics"][FD] != found["generation, acceptance 0.5"]["metrics"][FD]
-    assert found["generation, acceptance 0.5"]["protocol"]["sampler"]["acceptance"] == 0.5
+    half = found["generation, acceptance 0.5"]
+    sampler = half["protocol"]["sampler"]
+    assert sampler["acceptance"] == 0.5
+    weights = tiny_network.classifier().variables
+    assert sampler["classifier"]["weights"] == digest(weights)
+    # Twice as many images are drawn for them.
+    whole, kept = (entry["throughput"]["sampled images/s"] for entry in found.values())
+    assert kept > 0 and whole > 0
+    # The classifier has the name of the network.
+    assert any("chose the samples and scores them" in note for note in half["notes"])
+    assert not any("chose the samples" in note for note in found["generation"]["notes"])
+    # Given again it measures no time, and keeps what was measured.
+    assert evaluate(tmp_path, *flags) == 0
+    assert results(tmp_path) == found
+
+
+def test_classes_of_the_data_and_numbers_of_each(tmp_path):
+    def entry(number):
+        flags = "--what=generation", "--num=12", "--labels=data", "--per_class"
+        assert evaluate(tmp_path, *flags, f"--reference_num={number}") == 0
+        return results(tmp_path)["generation"]
+
+    first, second = entry(9), entry(10)
+    # Other classes are other samples, though the sampler is told nothing else.
+    classes = [e["protocol"]["sampler"]["classes"] for e in (first, second)]
+    assert classes[0] != classes[1] and first["metrics"] != second["metrics"]
+    assert len(list(tmp_path.glob("generation-*"))) == 2
+    rows = first["per_class"]
+    assert sum(row["images"] for row in rows.values()) == 12
+    assert sum(row["reference images"] for row in rows.values()) == 9
+    assert all(FD in row for row in rows.values())
+    smallest = r"FD-lite1 by class, the smallest: [23] images are too few for 6 dimensions"
+    assert any(re.search(smallest, note) for note in first["notes"])
+
+
+def test_accuracy_on_the_classes_of_imagenet(tmp_path):
+    """On a prior of 1000 classes that has not learnt anything."""
+    run = tiny.finished_run()
+    config = run.config.copy_and_resolve_references()
+    config.tokenizer.init_from = str(run.workdir)
+    workdir = tmp_path / "run"
+    write_config(config, workdir)
+    write_class_names(workdir, [f"class {i}" for i in range(1000)])
+    stage = build_stage(config, "prior", workdir, 1000)
+    checkpointer = Checkpointer(workdir / "prior" / "checkpoints")
+    checkpointer.save(1, jax.jit(stage.init)(jax.random.key(0)))
+    checkpointer.close()
+    classify = tiny_network.classifier()
+    flags = "--what=generation", "--num=16", f"--export_samples={tmp_path}/s.npz"
+    assert evaluate(tmp_path / "out", f"--workdir={workdir}", *flags, workdir=False) == 0
+    metrics = results(tmp_path / "out")["generation"]["metrics"]
+    with np.load(tmp_path / "s.npz") as samples:
+        means = samples["arr_0"].mean((1, 2)) / 127.5 - 1
+    order = np.argsort(-means @ classify.variables, axis=1)
+    hits = order == np.arange(16)[:, None]
+    assert metrics["top-1 (efficientnet_lite1)"] == hits[:, 0].mean()
+    assert metrics["top-5 (efficientnet_lite1)"] == hits[:, :5].any(1).mean()
+
+
+def test_a_folder_scores_as_its_npz_does_and_a_split_comes_back(tmp_path):
+    images = held_out()
+    np.savez(tmp_path / "held.npz", images)
+    (tmp_path / "held").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "held" / f"{i}.png")
+    flags = "--what=generation", "--num=8", f"--export_reference_images={tmp_path}/train.npz"
+    assert evaluate(tmp_path / "run", *flags) == 0
+    with np.load(tmp_path / "train.npz") as reference:
+        assert reference["arr_0"].shape == (tiny.TRAIN_IMAGES, 16, 16, 3)
+        np.testing.assert_array_equal(np.bincount(reference["arr_1"]), [8, 8, 8])
+        sets = (fit(tiny_network.features(x)) for x in (images, reference["arr_0"]))
+        expected = frechet_distance(*sets)
+    found = []
+    for name in ("held", "held.npz"):
+        flags = f"--images={tmp_path}/{name}", f"--reference={tmp_path}/train.npz"
+        assert evaluate(tmp_path / "out" / name, *flags, workdir=False) == 0
+        found.append(results(tmp_path / "out" / name)["images"])
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["metrics"][FD] == pytest.approx(expected, rel=1e-3)
+    # Other contents of the same size are other images.
+    Image.fromarray(255 - images[0]).save(tmp_path / "held" / "0.png")
+    flags = f"--images={tmp_path}/held", f"--reference={tmp_path}/train.npz"
+    assert evaluate(tmp_path / "out" / "held", *flags, workdir=False) == 0
+    assert results(tmp_path / "out" / "held")["images"]["metrics"] != found[0]["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -185,13 +264,23 @@ def test_acceptance_rates_have_entries_of_their_own(tmp_path, monkeypatch):
         (["--guidance=2"], "never seen the null condition"),
         (["--reference=nowhere"], "--reference=nowhere: no such .* train, validation, a folder"),
         (["--export_samples=a.npz", "--pixels=float"], "--export_samples .* needs --pixels=png"),
+        (["--export_samples=a"], "--export_samples=a: the name of an .npz"),
+        (["--export_reference_images=a.npz", "--reference=tests"], "writes a split"),
+        (["--reference_num=-5"], "--reference_num=-5: 0 for all"),
+        (["--what="], "--what= is empty"),
+        (["--acceptance="], "--acceptance= is empty"),
+        (["--resize=tf"], "--resize=tf: it is for --network=inception, not efficientnet_lite1"),
+        (["--what=reconstruction", "--seed=1"], "--seed=1: it is for generation"),
+        (["--what=generation", "--limit=9"], "--limit=9: it is for reconstruction"),
+        (["--labels=data", "--reference=tests"], "--labels=data needs a reference with classes"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_wrong_input_is_one_line(tmp_path, flags, expected, capsys):
     if flags[0] == "--workdir=@":
         flags = ["--images=x"]
-    assert evaluate(tmp_path, "--num=8", *flags) == 2
+    num = [] if "--what=reconstruction" in flags else ["--num=8"]
+    assert evaluate(tmp_path, *num, *flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and re.search(expected, error), error
     # Found before any work begins, that on the reconstructions too.

@@ -198,7 +198,6 @@ def test_the_distance_at_infinity_has_less_error_than_that_of_all_images(model):
         assert result.counts[-1] == n and len(result.distances) == len(result.counts)
         finite.append(result.distances[-1])
         infinite.append(result.infinity)
-        assert result.slope > 0
     bias = np.mean(finite) - true
     assert bias > 0.01
     assert abs(np.mean(infinite) - true) < 0.35 * bias
@@ -212,14 +211,13 @@ def test_a_line_is_extrapolated_only_over_enough_images(model):
     # d = 16: only counts from 32 on lie on the line.
     for counts in ([32, 64], [8, 16, 31, 200], [101, 150, 200], [20, 24, 32, 63]):
         result = distance_by_count(x, reference, counts, seed=0)
-        assert result.infinity is None and result.slope is None
+        assert result.infinity is None
         assert result.counts == tuple(counts)
     line = distance_by_count(x, reference, [200, 4, 64, 32], seed=0)
     assert line.counts == (4, 32, 64, 200)
     # Exactly the least-squares line through the three that count.
     inverse = 1 / np.array([32, 64, 200])
     slope = np.cov(inverse, line.distances[1:])[0, 1] / np.var(inverse, ddof=1)
-    np.testing.assert_allclose(line.slope, slope, rtol=1e-8)
     intercept = np.mean(line.distances[1:]) - slope * inverse.mean()
     np.testing.assert_allclose(line.infinity, intercept, rtol=1e-6)
 
@@ -283,11 +281,10 @@ def test_interval_ends_at_zero():
 
 
 def test_too_few_images_for_the_dimensions_are_said():
-    mean, covariance = np.zeros(8), np.eye(8)
-    warning = rank_warning(gaussian(mean, covariance, 8))
+    warning = rank_warning(8, 8)
     assert "8 images are too few for 8 dimensions" in warning and "at least 9" in warning
-    assert rank_warning(gaussian(mean, covariance, 9)) is None
-    assert rank_warning(gaussian(mean, covariance)) is None
+    assert rank_warning(9, 8) is None
+    assert rank_warning(None, 8) is None
     # True to its word.
     rng = np.random.default_rng(13)
     assert np.linalg.matrix_rank(fit(rng.normal(size=(8, 8))).covariance) == 7

@@ -27,14 +27,14 @@ def oracle(rows):
     return math.exp(np.mean(divergences))
 
 
-def test_equals_the_oracle_over_consecutive_parts():
+def test_equals_the_oracle_over_parts_that_are_drawn():
     rows = logits(0, 23, 5)
-    # 23 in 4 parts: 5, 6, 6, 6.
-    scores = [oracle(rows[a:b]) for a, b in ((0, 5), (5, 11), (11, 17), (17, 23))]
-    result = inception_score(rows, splits=4)
+    order = np.random.default_rng(3).permutation(23)
+    # 23 in 4 parts: 6, 6, 6, 5.
+    scores = [oracle(rows[order[a:b]]) for a, b in ((0, 6), (6, 12), (12, 18), (18, 23))]
+    result = inception_score(rows, splits=4, seed=3)
     np.testing.assert_allclose(result.mean, np.mean(scores), rtol=1e-12)
     np.testing.assert_allclose(result.standard_deviation, np.std(scores), rtol=1e-10)
-    assert result.splits == 4
 
 
 def test_one_answer_for_all_images_scores_one():
@@ -45,11 +45,16 @@ def test_one_answer_for_all_images_scores_one():
 def test_sure_answers_over_all_classes_score_their_number():
     k = 6
     sure = 1e4 * np.tile(np.eye(k, dtype=np.float32), (20, 1))
-    result = inception_score(sure)
+    result = inception_score(sure, 1)
     np.testing.assert_allclose([result.mean, result.standard_deviation], [k, 0], atol=1e-9)
     # Half of the classes, half of the score; and no answer at all, none.
-    np.testing.assert_allclose(inception_score(sure[np.arange(120) % 6 < 3]).mean, 3, rtol=1e-9)
+    np.testing.assert_allclose(inception_score(sure[np.arange(120) % 6 < 3], 1).mean, 3, rtol=1e-9)
     assert inception_score(np.zeros((40, k), np.float32)).mean == pytest.approx(1, abs=1e-12)
+
+
+def test_images_in_the_order_of_their_classes_score_what_shuffled_ones_do():
+    sure = np.repeat(1e4 * np.eye(6, dtype=np.float32), 100, axis=0)
+    assert inception_score(sure).mean > 5.8
 
 
 def test_score_is_between_one_and_the_number_of_classes_and_grows_with_certainty():
@@ -65,7 +70,7 @@ def test_chunks_and_mapped_files_change_nothing_and_shifted_logits_nothing_much(
     whole = inception_score(rows, 3)
     assert inception_score(mapped, 3) == whole
     for chunk in (1, 8, 32):
-        result = inception_score(mapped, 3, chunk)
+        result = inception_score(mapped, 3, chunk=chunk)
         np.testing.assert_allclose(result.mean, whole.mean, rtol=1e-13)
     shifted = inception_score(rows.astype(np.float64) + 1e5, 3)
     np.testing.assert_allclose(shifted.mean, whole.mean, rtol=1e-9)

@@ -1,10 +1,12 @@
 """Networks by name: what they are called, what they give, what they ask for."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_network
 
 from vqjax.errors import InputError
 from vqjax.evaluation.networks import build_network, to_pixels
@@ -24,7 +26,9 @@ def test_lite1_gives_the_input_of_its_classifier():
 
 
 def test_only_inception_has_the_usual_names():
-    network = build_network()
+    inception = dataclasses.replace(tiny_network.build(), name="inception")
+    assert [inception.metric(name) for name in ("FID", "rKID", "IS")] == ["FID", "rKID", "IS"]
+    network = tiny_network.build("efficientnet_lite1")
     assert [network.metric(name) for name in ("FID", "rFID", "KID", "precision")] == [
         *("FD-lite1", "rFD-lite1", "KD-lite1", "precision-lite1")
     ]

@@ -44,6 +44,8 @@ def test_files_of_others(tmp_path, save):
     found = npz.read_statistics(tmp_path / "a.npz", "inception", 4)
     np.testing.assert_array_equal(found.covariance, np.eye(4))
     assert found.count is None
+    # Statistics of another network do not matter where the images are.
+    assert npz.read_statistics(tmp_path / "a.npz", "efficientnet_lite1", 7) is None
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path):

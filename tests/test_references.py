@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_network
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vqjax.errors import InputError
 from vqjax.evaluation import npz, references
@@ -72,6 +72,32 @@ def test_features_are_those_of_the_images_and_computed_once(folder, tmp_path, mo
     assert other.protocol["statistics"] != first.protocol["statistics"]
 
 
+def test_statistics_and_images(tmp_path, folder):
+    """As ADM's references have them: the statistics are of more images than the file has."""
+    _, pixels = folder
+    gaussian = fit(np.random.default_rng(0).normal(size=(9, tiny_network.DIM)))
+    arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance}
+    np.savez(tmp_path / "both.npz", pixels, **arrays)
+    reference = read_reference(tmp_path / "both.npz", tiny_network.build(), measure, batch=2)
+    np.testing.assert_array_equal(reference.gaussian.mean, gaussian.mean)
+    np.testing.assert_allclose(reference.features, tiny_network.features(pixels), atol=1e-5)
+    assert reference.protocol["from"] == "statistics that were given"
+    # Those of another network are left aside.
+    np.savez(tmp_path / "other.npz", pixels, mu=np.zeros(9), sigma=np.eye(9))
+    other = read_reference(tmp_path / "other.npz", tiny_network.build(), measure, batch=2)
+    np.testing.assert_allclose(other.gaussian.mean, reference.features.mean(0), atol=1e-5)
+
+
+def test_images_that_are_turned_have_the_size_that_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (6, 8)).save(tmp_path / "b.jpg")
+    images = ImageFolder(tmp_path)
+    assert images.size == (8, 6)
+    assert next(images.batches(2)).shape == (2, 8, 6, 3)
+
+
 def test_statistics_alone(tmp_path):
     gaussian = fit(np.random.default_rng(0).normal(size=(9, tiny_network.DIM)))
     npz.write_statistics(tmp_path / "s.npz", gaussian, "efficientnet_lite1")
@@ -94,6 +120,9 @@ def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path):
     Image.fromarray(pixels[0][..., 0]).save(path / "sub1" / "z.png")
     with pytest.raises(InputError, match=r"z.png is greyscale: .* save the images as RGB"):
         open_images(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"the images to compare: .*empty has no images in it"):
+        open_images(tmp_path / "empty")
     (path / "sub1" / "z.png").write_text("no image")
     with pytest.raises(InputError, match=r"z.png: not a readable image"):
         open_images(path)

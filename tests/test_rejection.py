@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from vqjax.errors import InputError
-from vqjax.samplers.rejection import Rejection, best, candidate_labels, score
+from vqjax.samplers.rejection import Rejection, best, candidate_labels, keep_best, score
 
 
 @pytest.mark.parametrize("acceptance", ["1", "0.5", "0.3", "0.35", "0.7", "0.1"])
@@ -32,6 +32,20 @@ def test_best_of_each_class_equals_a_sort():
         own = np.flatnonzero(labels == label)
         expected += list(own[np.argsort(-scores[own])][:n])
     np.testing.assert_array_equal(kept, expected)
+
+
+def test_images_are_kept_in_the_order_in_which_they_were_drawn():
+    """So that a part of them is not that of the best ones."""
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 2], [30, 20])).astype(np.int32)
+    candidates = candidate_labels(labels, 0.25)
+    scores = np.random.default_rng(1).normal(size=len(candidates)).astype(np.float32)
+    kept = keep_best(scores, candidates, labels)
+    np.testing.assert_array_equal(candidates[kept], labels)
+    for label in (0, 2):
+        own = kept[labels == label]
+        assert np.all(np.diff(own) > 0)
+        left = np.setdiff1d(np.flatnonzero(candidates == label), own)
+        assert scores[own].min() > scores[left].max()
 
 
 def test_equal_scores_keep_the_exact_number():

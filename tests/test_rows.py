@@ -54,7 +54,7 @@ def test_a_kill_between_rows_and_progress_costs_a_batch(tmp_path):
 
 @pytest.mark.parametrize("damage", ["capacity", "column", "progress", "type"])
 def test_what_does_not_fit_is_begun_again(tmp_path, damage, caplog):
-    Rows(tmp_path, 12, COLUMNS).append(batch(0))
+    Rows(tmp_path, 12, COLUMNS).append(batch(0), finished=True)
     capacity, columns = 12, dict(COLUMNS)
     if damage == "capacity":
         capacity = 16
@@ -67,6 +67,9 @@ def test_what_does_not_fit_is_begun_again(tmp_path, damage, caplog):
     rows = Rows(tmp_path, capacity, columns)
     assert (rows.batches, rows.count) == (0, 0)
     assert "starting it again" in caplog.text
+    # Nor once it is empty.
+    again = Rows(tmp_path, capacity, columns)
+    assert (again.batches, again.count, again.finished) == (0, 0, False)
 
 
 def test_a_value_that_is_not_finite_is_named_and_the_rest_kept(tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vqjax import quantizers
 from vqjax.data import build_source, evaluation_batches
-from vqjax.errors import TrainingError
+from vqjax.errors import InputError, TrainingError
 from vqjax.losses import l1_loss, l2_loss
 from vqjax.training import loop
 from vqjax.training.sharding import global_batch
@@ -285,6 +285,27 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
     assert codes[0] != codes[1]
     assert usage(batches) == pytest.approx(len(codes[0] | codes[1]) / 32)
     assert usage(batches[:1]) == pytest.approx(len(codes[0]) / 32)
+
+
+def test_a_best_metric_that_is_none_is_told_with_the_first_evaluation(config, tmp_path):
+    config.tokenizer.best_metric = "psrn"
+    config.tokenizer.checkpoint_every = 100
+    with pytest.raises(InputError, match=r"best_metric=psrn: .*psnr.*step 6 is saved"):
+        tiny.train(config, "tokenizer", tmp_path)
+    config.tokenizer.best_metric = "psnr"
+    tiny.train(config, "tokenizer", tmp_path)
+    assert tiny.final_state(config, "tokenizer", tmp_path).step == 12
+
+
+@pytest.mark.parametrize(
+    ("images", "mode", "expected"),
+    [(0, "min", "frechet.images, for example"), (8, "max", "smallest; set min")],
+)
+def test_a_distance_as_the_best_metric(config, tmp_path, images, mode, expected):
+    config.tokenizer.update({"best_metric": "rFD-lite1", "best_mode": mode})
+    config.tokenizer.frechet.images = images
+    with pytest.raises(InputError, match=expected):
+        tiny.make_stage(config, "tokenizer", tmp_path)
 
 
 class Breaks(TokenizerStage):

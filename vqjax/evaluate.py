@@ -20,8 +20,9 @@ from vqjax import commands, sampling_flags
 from vqjax.errors import InputError
 from vqjax.evaluation.networks import NETWORKS, build_network
 from vqjax.evaluation.npz import write_statistics
+from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, open_images
-from vqjax.evaluation.results import table, write_results
+from vqjax.evaluation.results import read_results, table, write_results
 from vqjax.evaluation.scores import Settings
 from vqjax.features.inception import Resize
 from vqjax.registry import did_you_mean
@@ -85,27 +86,27 @@ EXPORT_SAMPLES = flags.DEFINE_string(
 EXPORT_REFERENCE = flags.DEFINE_string(
     "export_reference", None, "Also write the reference's mu and sigma to this .npz"
 )
+EXPORT_REFERENCE_IMAGES = flags.DEFINE_string(
+    "export_reference_images",
+    None,
+    "generation: also write the images of the reference split to this .npz, for other evaluators",
+)
+EXPORTS = (EXPORT_SAMPLES, EXPORT_REFERENCE, EXPORT_REFERENCE_IMAGES)
+# What each of the others is for, so that none is given in vain.
+OF_INCEPTION = (NETWORK_WEIGHTS, NETWORK_SHA256, RESIZE)
+OF_RECONSTRUCTION = (SPLIT, LIMIT)
+OF_GENERATION = (NUM, REFERENCE_NUM, LABELS, ACCEPTANCE, SEED, EXPORT_SAMPLES)
+OF_GENERATION += (EXPORT_REFERENCE_IMAGES, *SAMPLING.of_samples)
 
 
 def main() -> None:
     """Checks what is asked for, walks the images, writes and shows the numbers."""
     keep_memory_of_host_computation()
-    if bool(WORKDIR.value) == bool(IMAGES.value):
-        raise InputError("give --workdir=<folder of a run>, or --images=<folder or .npz of images>")
-    for what in WHAT.value or ():
-        if what not in KINDS:
-            raise InputError(f"--what={what}: {did_you_mean(what, KINDS)}")
-    if BOOTSTRAP.value == 1 or BOOTSTRAP.value < 0:
-        raise InputError(f"--bootstrap={BOOTSTRAP.value}: 0 for none, or at least 2")
-    for flag in (NUM, LIMIT):
-        if flag.value is not None and flag.value < 2:
-            raise InputError(f"--{flag.name}={flag.value}: at least 2 images are needed")
+    _check_flags()
     weights = Path(NETWORK_WEIGHTS.value) if NETWORK_WEIGHTS.value else None
     network = build_network(NETWORK.value, weights, NETWORK_SHA256.value, RESIZE.value)
     source = Path(WORKDIR.value or IMAGES.value or "")
-    out = Path(OUT.value) if OUT.value else source / "evaluation"
-    if IMAGES.value and not OUT.value:
-        out = source.with_name(f"{source.stem}-evaluation")
+    out = _folder(source)
     batch = SAMPLING.settings["batch_size"].value
     if batch is None:
         batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
@@ -121,6 +122,63 @@ def main() -> None:
     results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
     write_results(out, results)
     print(table(results))
+
+
+def _folder(source: Path) -> Path:
+    """Where results are written; that nothing is in their way is seen before they are there."""
+    if OUT.value:
+        out = Path(OUT.value)
+    elif WORKDIR.value:
+        out = source / "evaluation"
+    else:
+        name = source.resolve().name.removesuffix(".npz")
+        out = source.resolve().with_name(f"{name}-evaluation")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: this is a file, a folder is needed")
+    read_results(out)
+    return out
+
+
+def _check_flags() -> None:
+    """Raises InputError for what is wrong with the flags by themselves."""
+    if bool(WORKDIR.value) == bool(IMAGES.value):
+        raise InputError("give --workdir=<folder of a run>, or --images=<folder or .npz of images>")
+    for several in (WHAT, ACCEPTANCE):
+        if not several.value:
+            raise InputError(f"--{several.name}= is empty: say what is to be scored")
+    for what in WHAT.value:
+        if what not in KINDS:
+            raise InputError(f"--what={what}: {did_you_mean(what, KINDS)}")
+    _check_used()
+    if BOOTSTRAP.value == 1 or BOOTSTRAP.value < 0:
+        raise InputError(f"--bootstrap={BOOTSTRAP.value}: 0 for none, or at least 2")
+    for number in (NUM, LIMIT):
+        if number.value is not None and number.value < 2:
+            raise InputError(f"--{number.name}={number.value}: at least 2 images are needed")
+    if REFERENCE_NUM.value < 2 and REFERENCE_NUM.value != 0:
+        raise InputError(f"--reference_num={REFERENCE_NUM.value}: 0 for all, or at least 2")
+    for export in EXPORTS:
+        if export.value and Path(export.value).suffix != ".npz":
+            raise InputError(f"--{export.name}={export.value}: the name of an .npz file is needed")
+
+
+def _check_used() -> None:
+    """Raises InputError for a flag that is given and would not be looked at."""
+    unused: list[tuple[Sequence[flags.FlagHolder[Any]], str]] = []
+    if NETWORK.value != "inception":
+        unused.append((OF_INCEPTION, f"it is for --network=inception, not {NETWORK.value}"))
+    if IMAGES.value:
+        of_a_run = (*OF_RECONSTRUCTION, *OF_GENERATION, WHAT, PER_CLASS, PIXELS)
+        unused.append((of_a_run, "it is for a run, and --images are given"))
+    if "generation" not in WHAT.value:
+        generation = (*OF_GENERATION, REFERENCE, EXPORT_REFERENCE)
+        unused.append((generation, "it is for generation, which --what leaves out"))
+    if "reconstruction" not in WHAT.value:
+        unused.append((OF_RECONSTRUCTION, "it is for reconstruction, which --what leaves out"))
+    for holders, reason in unused:
+        for flag in holders:
+            if flag.present:
+                raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
 
 
 def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
@@ -174,11 +232,13 @@ class _Samples:
         if EXPORT_SAMPLES.value and PIXELS.value != "png":
             raise InputError("--export_samples writes 8 bits: it needs --pixels=png")
         _check_path(REFERENCE, SPLITS)
+        if EXPORT_REFERENCE_IMAGES.value and REFERENCE.value not in SPLITS:
+            raise InputError("--export_reference_images writes a split: --reference=train or so")
         # Weights that are missing are missed now.
         _ = run.generator.tokenizer_variables, run.generator.prior_variables
         self.judge = None
         if prior.num_classes == 1000:
-            self.judge = SAMPLING.classifier.value, SAMPLING.build_classifier()
+            self.judge = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
         self.reference = self._reference()
@@ -187,7 +247,11 @@ class _Samples:
 
     def _reference(self) -> Reference:
         if REFERENCE.value in SPLITS:
-            reference = self.run.reference(REFERENCE.value, REFERENCE_NUM.value or None)
+            limit = REFERENCE_NUM.value or None
+            reference = self.run.reference(REFERENCE.value, limit)
+            if EXPORT_REFERENCE_IMAGES.value:
+                file = Path(EXPORT_REFERENCE_IMAGES.value)
+                self.run.export_split(REFERENCE.value, limit, reference, file)
         else:
             reference = self.run.scoring.reference(Path(REFERENCE.value))
         _export(self.run.scoring, reference)
@@ -195,9 +259,15 @@ class _Samples:
 
     def score(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        further = {"labels": LABELS.value} if self.run.generator.prior.num_classes else {}
+        conditional = self.run.generator.prior.num_classes
+        further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
         if self.rejections[acceptance] or self.judge:
-            further |= {"classifier": SAMPLING.classifier.value, "score": SAMPLING.score.value}
+            classifier = SAMPLING.build_classifier()
+            further["classifier"] = {
+                "name": classifier.name,
+                "weights": digest(classifier.variables),
+                "score": SAMPLING.score.value,
+            }
         return self.run.generation(
             self.labels,
             self.spec,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,17 @@ from vqjax.evaluation.references import Reference, make_reference, padded
 from vqjax.evaluation.results import result
 from vqjax.evaluation.rows import Rows, fill
 from vqjax.evaluation.scores import Scores, merge
+from vqjax.features.classifiers import ImagenetClassifier
 from vqjax.features.lpips import load_lpips
 from vqjax.generator import Drawing, Generator
 from vqjax.samplers.blockwise import BlockwiseSampling
-from vqjax.samplers.rejection import Classifier, Rejection, candidate_labels, keep_best
+from vqjax.samplers.rejection import Rejection, candidate_labels, keep_best
 from vqjax.scoring import Scoring
 from vqjax.training.sharding import replicated
 from vqjax.training.stage import to_float
 from vqjax.training.workdir import trained_stage
+
+_Batch = TypeVar("_Batch")
 
 # Guesses of a classifier that are kept: for the accuracy among the first five.
 _GUESSES = 5
@@ -51,11 +54,13 @@ class RunScores:
 
     def split_protocol(self, split: str, limit: int | None) -> dict[str, Any]:
         """Which images of a split are taken, and how they become those of the run's resolution."""
+        source = self._source(split)
         return {
             "split": split,
             "source": self.config.data.source.name,
-            "files": self._source(split).fingerprint,
-            "limit": limit,
+            "files": source.fingerprint,
+            "classes": digest(list(map(str, source.class_names))),
+            "limit": self._count(split, limit),
             "resolution": self.config.data.resolution,
             "crop": "central square",
             "resize": f"Lanczos, antialiased (Pillow {PIL.__version__}), where the size differs",
@@ -78,6 +83,20 @@ class RunScores:
             self.scoring.batch_size,
         )
 
+    def export_split(self, split: str, limit: int | None, reference: Reference, file: Path) -> None:
+        """Writes the images of a split, with their classes, for other evaluators.
+
+        Args:
+            split: of the run's data, "train" or "validation".
+            limit: see `reference`.
+            reference: what that has made of them.
+            file: the .npz to write.
+        """
+        side = self.config.data.resolution
+        images = (batch["image"][batch["valid"]] for batch in self._batches(split, limit, 0))
+        shape = (reference.protocol["count"], side, side, 3)
+        write_images(file, images, shape, reference.labels)
+
     def reconstruction(self, split: str, limit: int | None) -> dict[str, Any]:
         """Scores the reconstructions of a split against the images themselves.
 
@@ -89,7 +108,8 @@ class RunScores:
             InputError: there is no trained tokenizer, or features are not finite.
         """
         scoring, tokenizer = self.scoring, self.generator.tokenizer
-        resolution, loss = self.config.data.resolution, self.config.tokenizer.loss
+        resolution = self.config.data.resolution
+        loss = trained_stage(self.config, self._workdir, "tokenizer")[1].loss
         trained_with = loss.perceptual_net if loss.perceptual else None
         lpips = reconstruction.metric_lpips(trained_with, resolution)
         protocol = scoring.protocol("reconstruction")
@@ -98,8 +118,9 @@ class RunScores:
         protocol["perceptual"] = f"LPIPS 0.1, {lpips.net}" if lpips else None
 
         columns = reconstruction.columns(tokenizer, scoring.network, lpips, resolution)
-        rows = scoring.rows("reconstruction", protocol, self._count(split, limit), columns)
-        if not rows.finished:
+        count = self._count(split, limit)
+
+        def work(rows: Rows) -> None:
             measure = reconstruction.measurer(tokenizer, scoring.network, lpips, scoring.pixels)
             variables = {
                 "tokenizer": self.generator.tokenizer_variables,
@@ -113,9 +134,11 @@ class RunScores:
                 rows,
                 self._batches(split, limit, rows.batches),
                 lambda images: jitted(variables, scoring.place(images)),
-                math.ceil(self._count(split, limit) / scoring.batch_size),
+                math.ceil(count / scoring.batch_size),
                 "reconstruction",
             )
+
+        rows = scoring.rows("reconstruction", protocol, count, columns, work)
         pixels, each = reconstruction.pixel_scores(rows, tokenizer.num_codes)
         features, labels = rows["features"], rows["label"]
         original = Reference.of(rows["original_features"], labels, {"images": "their originals"})
@@ -123,7 +146,8 @@ class RunScores:
         scores = merge(pixels, comparison.distances(features, prefix="r"))
         if scoring.by_class:
             names = self.generator.class_names
-            scores.per_class = comparison.per_class(features, labels, names, each, prefix="r")
+            by_class = comparison.per_class(features, labels, names, each, prefix="r")
+            scores = merge(scores, by_class)
         protocol["images"]["count"] = rows.count
         return result(scores, protocol | scoring.metrics_protocol)
 
@@ -136,7 +160,7 @@ class RunScores:
         seed: int,
         tile: int,
         rejection: Rejection | None = None,
-        judge: tuple[str, Classifier] | None = None,
+        judge: ImagenetClassifier | None = None,
         further: Mapping[str, Any],
         export: Path | None = None,
     ) -> dict[str, Any]:
@@ -149,9 +173,9 @@ class RunScores:
             seed: of the samples.
             tile: see `Tokenizer.decode`.
             rejection: what candidates have to pass, if anything.
-            judge: name and logits of a classifier of the run's classes, for their accuracy.
-            further: what else belongs into the protocol: how the labels were chosen, the
-                classifier's name.
+            judge: a classifier of the run's classes, for their accuracy.
+            further: what else belongs into the protocol: how the labels were chosen, what the
+                candidates and samples are judged by.
             export: .npz to write the samples to, which have 8 bits: `scoring.pixels` is "png".
 
         Raises:
@@ -168,6 +192,7 @@ class RunScores:
             "seed": seed,
             "images": len(labels),
             "acceptance": rejection.acceptance if rejection else 1.0,
+            "classes": digest(labels) if prior.num_classes else None,
             **further,
         }
         candidates = candidate_labels(labels, rejection.acceptance) if rejection else labels
@@ -186,85 +211,110 @@ class RunScores:
         if export:
             size = tuple(self.generator.tokenizer.downsampling * side for side in spec.grid)
             columns["image"] = ((*size, 3), np.uint8)
-        rows = scoring.rows("samples" if export else "generation", protocol, len(labels), columns)
-        watch = Stopwatch()
-        if not rows.finished:
+        watch, drawing_watch = Stopwatch(), Stopwatch()
+
+        def work(rows: Rows) -> None:
             if rejection:
-                codes = self._accepted(drawing, rejection, candidates, labels, protocol)
+                drawn = self._candidates(drawing, rejection, candidates, protocol, drawing_watch)
+                codes = drawn["codes"][keep_best(np.asarray(drawn["scores"]), candidates, labels)]
                 images = drawing.decoded(codes, rows.batches)
             else:
                 images = drawing.images(labels, rows.batches)
             start = rows.batches * drawing.batch
-            batches = _labelled(watch.over(images), labels[start:], drawing.batch)
+            batches = _labelled(watch.over(images, len), labels[start:], drawing.batch)
             fill(rows, batches, self._measure(judge), number)
+
+        what = "samples" if export else "generation"
+        rows = scoring.rows(what, protocol, len(labels), columns, work)
         scores = scoring.samples(rows, reference)
         if prior.num_classes:
             scores = merge(scores, self._class_scores(rows, reference, judge))
+        elif scoring.by_class:
+            scores.notes.append("no numbers by class: the prior knows no classes")
+        scores.notes += self._notes(rejection, judge)
         protocol["reference"] = reference.protocol
         if export:
             shape = (rows.count, *rows["image"].shape[1:])
             parts = (rows["image"][i : i + 256] for i in range(0, rows.count, 256))
             write_images(export, parts, shape, rows["label"] if prior.num_classes else None)
-        return result(scores, protocol | scoring.metrics_protocol, watch.throughput())
+        each = len(candidates) / len(labels) if rejection else 0.0
+        throughput = _throughput(watch, drawing_watch, each)
+        return result(scores, protocol | scoring.metrics_protocol, throughput)
 
-    def _accepted(
+    def _candidates(
         self,
         drawing: Drawing,
         rejection: Rejection,
         candidates: Int[np.ndarray, " m"],
-        labels: Int[np.ndarray, " n"],
         protocol: Mapping[str, Any],
-    ) -> Int[np.ndarray, "n k"]:
-        """Codes of the candidates that are kept; what is drawn of them outlives a kill."""
+        watch: "Stopwatch",
+    ) -> Rows:
+        """Codes and scores of all candidates; what is drawn of them outlives a kill."""
         h, w = self.generator.prior.grid
         columns = {"codes": ((h * w,), np.int32), "scores": ((), np.float32)}
-        rows = self.scoring.rows("candidates", protocol, len(candidates), columns)
         number = math.ceil(len(candidates) / drawing.batch)
-        if not rows.finished:
-            for codes, scores in drawing.candidates(candidates, rejection, rows.batches):
+
+        def work(rows: Rows) -> None:
+            drawn = drawing.candidates(candidates, rejection, rows.batches)
+            for codes, scores in watch.over(drawn, lambda batch: len(batch[0])):
                 last = rows.batches + 1 == number
                 rows.append({"codes": codes, "scores": scores}, finished=last)
-        return rows["codes"][keep_best(np.asarray(rows["scores"]), candidates, labels)]
+
+        return self.scoring.rows("candidates", protocol, len(candidates), columns, work)
 
     def _measure(
-        self, judge: tuple[str, Classifier] | None
+        self, judge: ImagenetClassifier | None
     ) -> Callable[[np.ndarray], dict[str, Array]]:
         """Features, logits and a classifier's guesses."""
         if judge is None:
             return self.scoring.features
-        _, classify = judge
 
         def measure(images: np.ndarray) -> dict[str, Array]:
-            floats = np.asarray(to_float(images)) if images.dtype == np.uint8 else images
-            _, guesses = jax.lax.top_k(classify(jnp.asarray(floats)), _GUESSES)
+            placed = self.scoring.place(images)
+            floats = to_float(placed) if placed.dtype == jnp.uint8 else placed
+            _, guesses = jax.lax.top_k(judge(floats), _GUESSES)
             return {**self.scoring.features(images), "guesses": guesses}
 
         return measure
 
+    def _notes(
+        self, rejection: Rejection | None, judge: ImagenetClassifier | None
+    ) -> Iterator[str]:
+        """What there is to be said against a classifier that chose samples or judges them."""
+        chooser = rejection.classify if rejection else None
+        used = {c.name for c in (chooser, judge) if isinstance(c, ImagenetClassifier)}
+        scorer, adversary = self.scoring.network, self.config.tokenizer.discriminator.model
+        if rejection and scorer.name in used:
+            yield f"{scorer.name} chose the samples and scores them: choose by another classifier"
+        if judge and judge is chooser:
+            yield f"{judge.name} chose the samples whose accuracy it tells"
+        if adversary.name == "projected" and "efficientnet_lite0" in used:
+            yield "efficientnet_lite0 judges samples of a tokenizer that was trained against it"
+
     def _class_scores(
-        self, rows: Rows, reference: Reference, judge: tuple[str, Classifier] | None
+        self, rows: Rows, reference: Reference, judge: ImagenetClassifier | None
     ) -> Scores:
         """How many samples are of their class; on request, numbers of each class."""
         features, labels = rows["features"], rows["label"]
         comparison = self.scoring.comparison(reference)
         means = {}
         if judge:
-            name, _ = judge
             hits = rows["guesses"] == labels[:, None]
-            means = {f"top-1 ({name})": hits[:, 0] * 1.0, f"top-5 ({name})": hits.any(1) * 1.0}
+            first, any_of = hits[:, 0] * 1.0, hits.any(1) * 1.0
+            means = {f"top-1 ({judge.name})": first, f"top-5 ({judge.name})": any_of}
             scores = Scores(metrics={key: float(np.mean(hit)) for key, hit in means.items()})
         else:
             scores = comparison.class_accuracy(features, labels)
         if self.scoring.by_class:
             names = self.generator.class_names
-            scores.per_class = comparison.per_class(features, labels, names, means)
+            scores = merge(scores, comparison.per_class(features, labels, names, means))
         return scores
 
     def _model_protocol(self, stage: str) -> dict[str, Any]:
         variables = getattr(self.generator, f"{stage}_variables")
         _, settings = trained_stage(self.config, self._workdir, stage)
         return {
-            "model": settings.model.to_dict(),
+            "model": self.config[stage].model.to_dict(),
             "weights": digest(variables),
             "step": self.generator.steps[stage],
             "average": bool(settings.ema_decay),
@@ -299,8 +349,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self._images, self._seconds = 0, 0.0
 
-    def over(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same batches."""
+    def over(self, batches: Iterator[_Batch], size: Callable[[_Batch], int]) -> Iterator[_Batch]:
+        """The same batches, of so many images each."""
         first = True
         while True:
             began = time.perf_counter()
@@ -310,15 +360,25 @@ class Stopwatch:
                 return
             if not first:
                 self._seconds += time.perf_counter() - began
-                self._images += len(batch)
+                self._images += size(batch)
             first = False
             yield batch
 
-    def throughput(self) -> dict[str, float] | None:
-        """Images and images/s; None if there was only one batch."""
-        if not self._images:
-            return None
-        return {"images": float(self._images), "sampled images/s": self._images / self._seconds}
+    @property
+    def seconds_per_image(self) -> float | None:
+        """None if there was only one batch, or none."""
+        return self._seconds / self._images if self._images else None
+
+
+def _throughput(
+    images: Stopwatch, candidates: Stopwatch, candidates_per_image: float
+) -> dict[str, float] | None:
+    """Images/s with all that was drawn for them; None where not all of it was timed."""
+    seconds = images.seconds_per_image
+    if candidates_per_image and seconds:
+        drawing = candidates.seconds_per_image
+        seconds = drawing and seconds + candidates_per_image * drawing
+    return {"sampled images/s": 1 / seconds} if seconds else None
 
 
 def _labelled(

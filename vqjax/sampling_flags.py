@@ -11,8 +11,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
-from vqjax.features.classifiers import CLASSIFIERS, imagenet_classifier
-from vqjax.samplers.rejection import Classifier, Rejection, Score
+from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet_classifier
+from vqjax.samplers.rejection import Rejection, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,19 @@ class SamplingFlags:
     weights: flags.FlagHolder[Any]
     score: flags.FlagHolder[Any]
 
+    @property
+    def of_samples(self) -> tuple[flags.FlagHolder[Any], ...]:
+        """All but the batch size, which is not of samples alone."""
+        settings = (flag for name, flag in self.settings.items() if name != "batch_size")
+        return *settings, self.classifier, self.weights, self.score
+
     def override(self, settings: ConfigDict) -> None:
         """Puts what was given in the place of the config's."""
         for name, flag in self.settings.items():
             if flag.value is not None:
                 settings[name] = flag.value
 
-    def build_classifier(self) -> Classifier:
+    def build_classifier(self) -> ImagenetClassifier:
         """The classifier, with its weights.
 
         Raises:

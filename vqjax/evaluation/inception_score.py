@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vqjax.errors import InputError
 from vqjax.evaluation.frechet import parts, read
@@ -24,25 +24,24 @@ class InceptionScore:
     Attributes:
         mean: of the scores, [1, k].
         standard_deviation: of the scores, which is not the error of their mean.
-        splits: parts.
     """
 
     mean: float
     standard_deviation: float
-    splits: int
 
 
 def inception_score(
-    logits: Float[np.ndarray, "n k"], splits: int = 10, chunk: int = _CHUNK
+    logits: Float[np.ndarray, "n k"], splits: int = 10, seed: int = 0, chunk: int = _CHUNK
 ) -> InceptionScore:
-    """Mean and standard deviation over parts of consecutive images.
+    """Mean and standard deviation over parts of the images.
 
-    The fewer images in a part, the lower its score: compare only results of as many. The images
-    should be in no order of their classes.
+    The fewer images in a part, the lower its score: compare only results of as many. Which images
+    are in which part is drawn, as they may come in the order of their classes.
 
     Args:
         logits: unnormalised log-probabilities of the classes, one row an image.
         splits: parts, as equal as can be.
+        seed: of the draw.
         chunk: rows in memory at a time.
 
     Raises:
@@ -54,18 +53,17 @@ def inception_score(
             f"a score of {n} images in {splits} parts: at least 1 part and 1 image in each are"
             " needed"
         )
-    ends = [part * n // splits for part in range(splits + 1)]
-    scores = [_score(logits, ends[i], ends[i + 1], chunk) for i in range(splits)]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits)
+    order = np.random.default_rng(seed).permutation(n)
+    scores = [_score(logits, np.sort(rows), chunk) for rows in np.array_split(order, splits)]
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
-def _score(logits: Float[np.ndarray, "n k"], start: int, stop: int, chunk: int) -> float:
-    """Of the images from `start` to `stop`."""
-    count = stop - start
+def _score(logits: Float[np.ndarray, "n k"], rows: Int[np.ndarray, " m"], chunk: int) -> float:
+    """Of the images of some rows."""
+    count = len(rows)
     marginal, negative_entropy = np.zeros(logits.shape[1]), 0.0
     for part in parts(count, chunk):
-        rows = slice(start + part.start, start + part.stop)
-        log_p = scipy.special.log_softmax(read(logits, rows, "logits"), axis=1)
+        log_p = scipy.special.log_softmax(read(logits, rows[part], "logits"), axis=1)
         p = np.exp(log_p)
         marginal += p.sum(axis=0) / count
         negative_entropy += np.sum(p * log_p) / count

@@ -87,7 +87,9 @@ def build_network(
 
         def apply(variables: Any, images: Float[Array, "b H W 3"]) -> Outputs:
             images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
-            return lite(variables, images, method="pooled")
+            # By default a float32 product has fewer digits on a TPU, and on some GPUs.
+            with jax.default_matmul_precision("float32"):
+                return lite(variables, images, method="pooled")
 
         protocol = {
             "network": "EfficientNet-lite1, mean of the head's 1280 channels",

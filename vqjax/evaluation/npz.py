@@ -21,6 +21,7 @@ from vqjax.files import replacing
 
 # Which network our own files are of; those of others do not say.
 _NETWORK = "network"
+_IMAGES = "arr_0.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,11 @@ class ImageArray:
     def fingerprint(self) -> str:
         """Checksum of the array, which the file has anyway."""
         with _open(self.file) as archive:
-            return f"crc32 of arr_0 {archive.getinfo('arr_0.npy').CRC:08x}"
+            return f"crc32 of arr_0 {archive.getinfo(_IMAGES).CRC:08x}"
 
     def batches(self, size: int, start: int = 0) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
         """The images in order, `size` at a time, from a batch on; the last one may be smaller."""
-        with _open(self.file) as archive, archive.open("arr_0.npy") as stream:
+        with _open(self.file) as archive, archive.open(_IMAGES) as stream:
             (_, *shape), _ = _header(stream)
             bytes_each = math.prod(shape)
             # Compressed streams are skipped by reading them.
@@ -57,7 +58,7 @@ class ImageArray:
 
 
 def read_statistics(file: Path, network: str, dim: int) -> Gaussian | None:
-    """The Gaussian of a file; None if it has images alone.
+    """The Gaussian of a file; None if it has images alone, or images and that of another network.
 
     Args:
         file: the .npz.
@@ -70,7 +71,7 @@ def read_statistics(file: Path, network: str, dim: int) -> Gaussian | None:
     with _open(file) as archive:
         names = set(archive.namelist())
         if not {"mu.npy", "sigma.npy"} <= names:
-            if "arr_0.npy" in names:
+            if _IMAGES in names:
                 return None
             arrays = ", ".join(sorted(name.removesuffix(".npy") for name in names)) or "nothing"
             raise InputError(
@@ -80,6 +81,9 @@ def read_statistics(file: Path, network: str, dim: int) -> Gaussian | None:
         theirs = str(content[_NETWORK]) if _NETWORK in content else None
         mean, covariance = (np.asarray(content[n], np.float64) for n in ("mu", "sigma"))
         count = int(content["count"]) if "count" in content else None
+    other = theirs not in (None, network) or mean.shape != (dim,) or covariance.shape != (dim, dim)
+    if other and _IMAGES in names:
+        return None
     if theirs not in (None, network):
         raise InputError(f"{file} has statistics of the network {theirs}, not of {network}")
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
@@ -108,6 +112,16 @@ def write_statistics(file: Path, gaussian: Gaussian, network: str) -> None:
         np.savez(stream, **arrays)
 
 
+def has_images(file: Path) -> bool:
+    """Whether there are images in a file, which `read_images` reads.
+
+    Raises:
+        InputError: it is no .npz file.
+    """
+    with _open(file) as archive:
+        return _IMAGES in archive.namelist()
+
+
 def read_images(file: Path) -> ImageArray:
     """The images of a file; their pixels are read later.
 
@@ -115,9 +129,9 @@ def read_images(file: Path) -> ImageArray:
         InputError: not such a file, or an array that is no RGB images in 8 bits.
     """
     with _open(file) as archive:
-        if "arr_0.npy" not in archive.namelist():
+        if _IMAGES not in archive.namelist():
             raise InputError(f"{file} has no images: the array arr_0 is needed")
-        with archive.open("arr_0.npy") as stream:
+        with archive.open(_IMAGES) as stream:
             shape, dtype = _header(stream)
     if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
         raise InputError(
@@ -146,7 +160,7 @@ def write_images(
         # Stored, as images hardly get smaller and other programs map them.
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
-        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+        with archive.open(_IMAGES, "w", force_zip64=True) as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for images in batches:

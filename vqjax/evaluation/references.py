@@ -1,6 +1,7 @@
 """What images are compared with: statistics, and where there are any, features and labels."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,18 +9,23 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vqjax.cache import cache_folder
 from vqjax.data.folder import list_images
-from vqjax.data.images import decode_image
-from vqjax.data.sources import files_fingerprint
+from vqjax.data.images import read_image
 from vqjax.errors import InputError
 from vqjax.evaluation.frechet import Gaussian, fit
 from vqjax.evaluation.networks import FeatureNetwork
-from vqjax.evaluation.npz import ImageArray, read_images, read_statistics, write_statistics
+from vqjax.evaluation.npz import (
+    ImageArray,
+    has_images,
+    read_images,
+    read_statistics,
+    write_statistics,
+)
 from vqjax.evaluation.protocol import digest, protocol_hash, surroundings
-from vqjax.evaluation.rows import Rows, fill
+from vqjax.evaluation.rows import Rows, fill, filled
 
 # Features from a batch of images in 8 bits.
 Measure = Callable[[UInt8[np.ndarray, "b H W 3"]], Mapping[str, Array]]
@@ -72,8 +78,8 @@ class ImageFolder:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder: name one of images, or an .npz file")
         self.folder = folder
-        self._names = list_images(folder)
-        self.fingerprint = files_fingerprint(folder, self._names)
+        self._names = list_images(folder, named="the images to compare")
+        self.fingerprint = self._hash()
         if len(self._names) < 2:
             raise InputError(f"{folder} has 1 image: at least 2 are needed to compare sets")
         self.size = self._check(self._names[0])
@@ -98,7 +104,15 @@ class ImageFolder:
         """
         for first in range(size * start, self.count, size):
             files = [self.folder / name for name in self._names[first : first + size]]
-            yield np.stack([decode_image(file.read_bytes(), str(file)) for file in files])
+            yield np.stack([read_image(file) for file in files])
+
+    def _hash(self) -> str:
+        """Of names and contents: samples of two models may have files of the same sizes."""
+        content = hashlib.sha256()
+        for name in self._names:
+            data = (self.folder / name).read_bytes()
+            content.update(f"{name}\0{len(data)}\n".encode() + data)
+        return f"sha256 of names and contents {content.hexdigest()}"
 
     def _check(self, name: str) -> tuple[int, int]:
         """Height and width."""
@@ -110,7 +124,8 @@ class ImageFolder:
                         f"{file} is greyscale: networks compare colours, so save the images as"
                         " RGB, or leave it out"
                     )
-                return image.height, image.width
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
         except OSError as error:
             raise InputError(f"{file}: not a readable image; replace or remove it") from error
 
@@ -149,19 +164,28 @@ def read_reference(path: Path, network: FeatureNetwork, measure: Measure, batch:
     Raises:
         InputError: as `ImageFolder`, `read_statistics` and `read_images`.
     """
+    gaussian = None
     if path.suffix == ".npz":
         gaussian = read_statistics(path, network.name, network.dim)
-        if gaussian:
-            content = {"mean": gaussian.mean, "covariance": gaussian.covariance}
-            known = {"images": gaussian.count, "from": "statistics that were given"}
-            return Reference(gaussian, None, None, {**known, "statistics": digest(content)})
+    given: dict[str, Any] = {}
+    if gaussian:
+        content = {"mean": gaussian.mean, "covariance": gaussian.covariance}
+        given = {"from": "statistics that were given", "statistics": digest(content)}
+        if not has_images(path):
+            return Reference(gaussian, None, None, {"images": gaussian.count, **given})
     images = open_images(path)
     identity = {"files": images.fingerprint, "size": list(images.size)}
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         return padded(images.batches(batch, start), batch)
 
-    return make_reference(identity, batches, images.count, network, measure, batch)
+    reference = make_reference(identity, batches, images.count, network, measure, batch)
+    if gaussian is None:
+        return reference
+    # The statistics may be of more images than the file has, as those of ADM's are.
+    return dataclasses.replace(
+        reference, gaussian=gaussian, protocol={**reference.protocol, **given}
+    )
 
 
 def make_reference(
@@ -186,17 +210,19 @@ def make_reference(
         InputError: features that are not finite, or of fewer than 2 images.
     """
     own = {"images": dict(identity), "features": network.protocol, "batch_size": batch}
-    own |= surroundings()
+    own |= surroundings("data", "evaluation", "features", "scoring.py")
     # int32 with -1 for those without one.
     columns = {"features": ((network.dim,), np.float32), "label": ((), np.int32)}
-    rows = Rows(cache_folder("features") / protocol_hash(own)[:16], count, columns)
-    if not rows.finished:
+
+    def work(rows: Rows) -> None:
+        statistics.unlink(missing_ok=True)
         labelled = ({"label": np.full(batch, -1, np.int32), **b} for b in batches(rows.batches))
         fill(rows, labelled, measure, math.ceil(count / batch), "reference")
+        write_statistics(statistics, fit(rows["features"]), network.name)
+
+    folder = cache_folder("features") / protocol_hash(own)[:16]
+    statistics = folder / "statistics.npz"
+    rows = filled(folder, count, columns, work)
     labels = rows["label"] if (rows["label"] >= 0).all() else None
-    statistics = rows.folder / "statistics.npz"
     known = read_statistics(statistics, network.name, network.dim) if statistics.exists() else None
-    reference = Reference.of(rows["features"], labels, identity, known)
-    if known is None:
-        write_statistics(statistics, reference.gaussian, network.name)
-    return reference
+    return Reference.of(rows["features"], labels, identity, known)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from vqjax.errors import InputError
-from vqjax.files import write_whole
+from vqjax.files import locked, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class Rows:
         progress = self._read_progress()
         if progress:
             self.batches, self.count, self.finished = progress
+        else:
+            # Before the arrays are made anew: they must not be taken for what it tells of.
+            (folder / _PROGRESS).unlink(missing_ok=True)
         mode: Any = "r+" if progress else "w+"
         self._arrays = {
             name: np.lib.format.open_memmap(
@@ -97,6 +100,22 @@ class Rows:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be gone on with (%s): starting it again", self.folder, error)
             return None
+
+
+def filled(folder: Path, capacity: int, columns: Columns, work: Callable[[Rows], None]) -> Rows:
+    """A finished table; another process that works on it is waited for.
+
+    Args:
+        folder: see `Rows`.
+        capacity: see `Rows`.
+        columns: see `Rows`.
+        work: appends all rows that are not there yet.
+    """
+    with locked(folder / ".lock"):
+        rows = Rows(folder, capacity, columns)
+        if not rows.finished:
+            work(rows)
+    return rows
 
 
 def fill(

@@ -1,6 +1,7 @@
 """The numbers of a set of images: what is told of it, and how far to trust it."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from vqjax.evaluation.manifold import knn_accuracy, precision_recall
 from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.references import Reference
 
+log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -32,7 +35,7 @@ class Settings:
         kernel_subsets: pairs of subsets of the kernel distance.
         kernel_subset_size: images in each.
         neighbours: of precision and recall.
-        manifold_images: at most so many of each set make its manifold, the first ones.
+        manifold_images: at most so many of each set make its manifold, drawn without replacement.
         splits: of the Inception Score.
         class_neighbours: that vote on the class of an image.
         seed: of all draws.
@@ -95,13 +98,18 @@ class Comparison:
             InputError: features of another dimension, not finite, or of fewer than 2 images.
         """
         scores, settings, reference = Scores(), self.settings, self.reference
+        log.info("distances of %d images, %d features of each", *features.shape)
         frechet, kernel = (self.network.metric(prefix + name) for name in ("FID", "KID"))
         to = FrechetTo(reference.gaussian)
-        scores.metrics[frechet] = to.samples(features)
         if settings.bootstrap and len(features) > 2:
+            log.info("%s and %d bootstrap draws", frechet, settings.bootstrap)
             uncertainty = bootstrap(features, to, settings.bootstrap, settings.seed)
+            scores.metrics[frechet] = uncertainty.distance
             scores.spread[frechet] = uncertainty.standard_error
             scores.interval[frechet] = list(uncertainty.interval)
+        else:
+            scores.metrics[frechet] = to.samples(features)
+        log.info("%s by number of images", frechet)
         counts = counts_up_to(len(features), self.network.dim, settings.counts)
         by_count = distance_by_count(features, to, counts, settings.seed)
         scores.by_count = {
@@ -113,6 +121,7 @@ class Comparison:
         if by_count.infinity is not None:
             scores.metrics[f"{frechet} at infinity"] = by_count.infinity
         if reference.features is not None:
+            log.info("%s", kernel)
             most = max(len(features), len(reference.features))
             # Subsets that are all of the images are all the same.
             subsets = settings.kernel_subsets if settings.kernel_subset_size < most else 1
@@ -122,10 +131,12 @@ class Comparison:
             scores.metrics[kernel] = distance.mean
             if subsets > 1:
                 scores.spread[kernel] = distance.standard_deviation
+            scores.notes.append(f"{kernel}: subsets drawn {subsets}, images {distance.subset_size}")
         else:
             scores.notes.append(f"{kernel}, precision and recall need images, not their statistics")
-        for name, gaussian in (("images", fit(features)), ("reference", reference.gaussian)):
-            warning = rank_warning(gaussian)
+        counts_of = {"images": len(features), "reference": reference.gaussian.count}
+        for name, count in counts_of.items():
+            warning = rank_warning(count, self.network.dim)
             if warning:
                 scores.notes.append(f"{frechet}, {name}: {warning}")
         return scores
@@ -142,15 +153,15 @@ class Comparison:
         scores, settings, network = Scores(), self.settings, self.network
         name = network.metric("IS")
         if len(logits) >= settings.splits:
-            score = inception_score(logits, settings.splits)
+            score = inception_score(logits, settings.splits, settings.seed)
             scores.metrics[name], scores.spread[name] = score.mean, score.standard_deviation
         else:
             scores.notes.append(
                 f"{name} needs {settings.splits} images at least, one for each of its parts"
             )
         if self.reference.features is not None:
-            most = settings.manifold_images
-            ours, theirs = features[:most], self.reference.features[:most]
+            log.info("precision and recall")
+            ours, theirs = map(self._some, (features, self.reference.features))
             if min(len(ours), len(theirs)) > settings.neighbours:
                 both = precision_recall(ours, theirs, settings.neighbours)
                 scores.metrics[network.metric("precision")] = both.precision
@@ -159,6 +170,14 @@ class Comparison:
                     f"precision and recall: of {len(ours)} images against {len(theirs)}"
                 )
         return scores
+
+    def _some(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
+        """As many rows as make a manifold; the first ones might all be of one class."""
+        most, n = self.settings.manifold_images, len(features)
+        if n <= most:
+            return features
+        rows = np.random.default_rng(self.settings.seed).choice(n, most, replace=False)
+        return features[np.sort(rows)]
 
     def class_accuracy(
         self, features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
@@ -174,6 +193,7 @@ class Comparison:
         if reference.features is None or reference.labels is None:
             return scores
         k = min(self.settings.class_neighbours, len(reference.features))
+        log.info("class accuracy: nearest of %d references", len(reference.features))
         scores.metrics[self.network.metric("class accuracy")] = knn_accuracy(
             features, labels, reference.features, reference.labels, k
         )
@@ -190,7 +210,7 @@ class Comparison:
         class_names: Sequence[str],
         means: dict[str, Float[np.ndarray, " n"]],
         prefix: str = "",
-    ) -> dict[str, dict[str, float]]:
+    ) -> Scores:
         """Fréchet distance of each class to that of the reference, and means of other metrics.
 
         Args:
@@ -201,10 +221,11 @@ class Comparison:
             prefix: of the distance's name.
 
         Returns:
-            By name of the class; classes without images are left out, and distances of fewer
-            than 2.
+            Those by name of the class; classes without images are left out, and distances of
+            fewer than 2.
         """
-        table, reference = {}, self.reference
+        scores, reference, fewest = Scores(), self.reference, self.network.dim + 1
+        distance = self.network.metric(f"{prefix}FID")
         for label, name in enumerate(class_names):
             own = np.flatnonzero(labels == label)
             if len(own) == 0:
@@ -213,13 +234,17 @@ class Comparison:
             row |= {metric: float(np.mean(values[own])) for metric, values in means.items()}
             if reference.features is not None and reference.labels is not None:
                 theirs = np.flatnonzero(reference.labels == label)
-                if min(len(own), len(theirs)) >= 2:
+                count = min(len(own), len(theirs))
+                if count >= 2:
+                    fewest = min(fewest, count)
                     to = FrechetTo(fit(reference.features[theirs]))
-                    distance = self.network.metric(f"{prefix}FID")
                     row[distance] = to.samples(features[own])
                     row["reference images"] = float(len(theirs))
-            table[name] = row
-        return table
+            scores.per_class[name] = row
+        warning = rank_warning(fewest, self.network.dim)
+        if warning:
+            scores.notes.append(f"{distance} by class, the smallest: {warning}")
+        return scores
 
 
 def merge(*parts: Scores) -> Scores:

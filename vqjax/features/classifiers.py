@@ -1,5 +1,6 @@
 """Classifiers of ImageNet by name, for images of any size."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,34 @@ from vqjax.errors import InputError
 from vqjax.features import efficientnet_lite, resnet
 from vqjax.registry import did_you_mean
 
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImagenetClassifier:
+    """ImageNet logits of images in [-1, 1] of any size.
+
+    Attributes:
+        name: one of `CLASSIFIERS`.
+        forward: the logits from variables and images.
+        variables: its weights.
+    """
+
+    name: str
+    forward: Callable[[Any, Float[Array, "b H W 3"]], Float[Array, "b 1000"]]
+    variables: Any
+
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b 1000"]:
+        """Unnormalised log-probabilities of the classes."""
+        return self.forward(self.variables, images)
+
+
 CLASSIFIERS = ("efficientnet_lite0", "efficientnet_lite1", "resnet101")
 
 
+@functools.cache
 def imagenet_classifier(
     name: str, weights: Path | None = None, sha256: str | None = None
-) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b 1000"]]:
-    """ImageNet logits of images in [-1, 1] of any size, which are resized to that of its training.
+) -> ImagenetClassifier:
+    """A classifier with its weights; images are resized to the size of its training.
 
     Args:
         name: one of `CLASSIFIERS`. An EfficientNet-lite comes with a package.
@@ -55,4 +77,4 @@ def imagenet_classifier(
         images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
         return module.apply(variables, images, method="logits")
 
-    return functools.partial(logits, jax.device_put(variables))
+    return ImagenetClassifier(name, logits, jax.device_put(variables))

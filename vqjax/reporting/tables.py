@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax
 from vqjax.reporting.charts import Chart, distance_by_count
 from vqjax.training.sharding import leaf_path
 
-_HIGHER = {"PSNR", "SSIM", "MS", "IS", "precision", "recall", "density", "coverage"}
-_HIGHER |= {"codebook usage", "codebook perplexity", "class accuracy"}
+_HIGHER = {"PSNR", "SSIM", "IS", "precision", "recall", "codebook usage", "codebook perplexity"}
+_HIGHER |= {"class accuracy", "top-1", "top-5"}
 _LOWER = {"LPIPS", "l1", "l2"}
 _LOWER |= {f"{of}{distance}" for of in ("", "r") for distance in ("FID", "FD", "KID", "KD")}
 _MAX_LEVELS = 2
@@ -202,7 +203,8 @@ def evaluation(name: str, values: Mapping[str, Any]) -> Evaluation:
 
 
 def _better(name: str) -> str:
-    base = name.split("-")[0].split(" at ")[0]
+    # Without the classifier, the network, or what it tends to.
+    base = re.split(r" \(| at |-(?=\D)", name)[0]
     return "higher" if base in _HIGHER else "lower" if base in _LOWER else ""
 
 

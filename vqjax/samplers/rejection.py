@@ -103,7 +103,9 @@ def keep_best(
     candidates: Int[np.ndarray, " m"],
     labels: Int[np.ndarray, " n"],
 ) -> Int[np.ndarray, " n"]:
-    """The candidate to keep for each wanted image, the best ones of its class.
+    """The candidate to keep for each wanted image, the best ones of its class as they were drawn.
+
+    Their order says nothing of their scores, so that a part of the images is a fair one.
 
     Args:
         scores: of the candidates.
@@ -111,7 +113,8 @@ def keep_best(
         labels: classes of the wanted images.
     """
     kept = np.empty(len(labels), np.int32)
-    # The best come in ascending order of the class: back to that of the labels.
     scored = jnp.asarray(scores), jnp.asarray(candidates)
-    kept[np.argsort(labels, kind="stable")] = best(*scored, np.bincount(labels), len(labels))
+    chosen = best(*scored, np.bincount(labels), len(labels))
+    # Candidates come in ascending order of the class: back to that of the labels.
+    kept[np.argsort(labels, kind="stable")] = np.sort(chosen)
     return kept

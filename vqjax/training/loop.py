@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import Source, evaluation_batches, train_batches
-from vqjax.errors import TrainingError
+from vqjax.errors import InputError, TrainingError
+from vqjax.registry import did_you_mean
 from vqjax.training.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
 from vqjax.training.sharding import (
@@ -228,8 +229,17 @@ def train_stage(
                 )
                 window = []
             evaluation = evaluate(state, step) if evaluate_now else None
-            if save_now:
+            # Nothing would ever be the best.
+            unknown = evaluation and config.best_metric and config.best_metric not in evaluation
+            if save_now or unknown:
                 checkpointer.save(step, state, evaluation)
+            if evaluation and unknown:
+                checkpointer.close()
+                meant = did_you_mean(config.best_metric, evaluation)
+                raise InputError(
+                    f"config.{stage.name}.best_metric={config.best_metric}: {meant}; step {step} is"
+                    " saved, go on from it with --accept_config_changes"
+                )
             if stopping:
                 break
         checkpointer.close()

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -147,3 +148,14 @@ def _check(name: str, config: ConfigDict) -> None:
     for key, valid in (("use", ("last", "best")), ("best_mode", ("min", "max"))):
         if config[key] not in valid:
             raise InputError(f"config.{name}.{key}={config[key]!r}: valid: {', '.join(valid)}")
+    if re.search("FI?D", config.best_metric):
+        if not config.frechet.images:
+            raise InputError(
+                f"config.{name}.best_metric={config.best_metric}: this distance is not taken; set"
+                f" config.{name}.frechet.images, for example to 2048"
+            )
+        if config.best_mode != "min":
+            raise InputError(
+                f"config.{name}.best_mode={config.best_mode}: the best {config.best_metric} is the"
+                " smallest; set min"
+            )
