@@ -4,12 +4,13 @@ import os
 import tempfile
 from pathlib import Path
 
+import compiler_flags
+
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Tests wait for the compiler, not for the programs.
-        "--xla_backend_optimization_level=0",
+        compiler_flags.FAST,
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,4 +22,5 @@ jaxtyping.install_import_hook("vqjax", "beartype.beartype")
 
 CACHE = Path(tempfile.gettempdir()) / "vqjax-test-cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Also what compiles in no time, as it adds up.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import compiler_flags
 import jax
 import tiny
 from absl import flags
@@ -40,9 +41,7 @@ def start(images: Path, workdir: Path, devices: int, *args: str) -> subprocess.P
     """Starts train.py with so many simulated devices."""
     config = f"--config=tests/tiny.py:path={images},steps={STEPS}"
     environment = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        # Tests wait for the compiler, not for the programs.
-        " --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiler_flags.FAST}",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }

@@ -122,8 +122,8 @@ def test_the_best_candidates_of_each_class_are_kept_in_the_order_of_the_labels(b
     scores = log_p.max(1) if by == "confidence" else log_p[np.arange(10), candidates]
     for label in range(3):
         own = np.flatnonzero(candidates == label)
-        order = own[np.argsort(-scores[own])][: np.sum(labels == label)]
-        np.testing.assert_array_equal(kept[labels == label], images[order])
+        best = np.sort(own[np.argsort(-scores[own])][: np.sum(labels == label)])
+        np.testing.assert_array_equal(kept[labels == label], images[best])
 
 
 INPAINT = ["--edit=inpaint", "--image=@image.png", "--mask=@mask.png", "--label=0"]
@@ -171,7 +171,7 @@ def test_one_line_before_any_model_is_loaded(flags, expected, folder, capsys, mo
         raise AssertionError("weights are loaded")
 
     monkeypatch.setattr("vqjax.generator.load_weights", load_weights)
-    monkeypatch.setattr("vqjax.sampling_flags.imagenet_classifier", lambda *_: len)
+    monkeypatch.setattr("vqjax.sampling_flags.imagenet_classifier", tiny_network.classifier)
     flags = [flag.replace("@", f"{folder}/") for flag in flags]
     message = error(capsys, "sample", f"--workdir={tiny.finished_run().workdir}", *flags)
     assert re.search(expected, message), message
