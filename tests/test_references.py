@@ -123,6 +123,11 @@ def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"the images to compare: .*empty has no images in it"):
         open_images(tmp_path / "empty")
+    (path / "sub1" / "z.png").unlink()
+    (path / "sub1" / "z.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"z.png: not a readable image"):
+        open_images(path)
+    (path / "sub1" / "z.png").unlink()
     (path / "sub1" / "z.png").write_text("no image")
     with pytest.raises(InputError, match=r"z.png: not a readable image"):
         open_images(path)

@@ -70,7 +70,7 @@ class ImageFolder:
     """The images of a folder, all of one size: samples, of whoever made them."""
 
     def __init__(self, folder: Path):
-        """Looks at the head of every file.
+        """Looks at the head of every file, then reads all of them for their fingerprint.
 
         Raises:
             InputError: no folder, fewer than 2 images, one of another size, or a greyscale one.
@@ -79,7 +79,6 @@ class ImageFolder:
             raise InputError(f"{folder} is no folder: name one of images, or an .npz file")
         self.folder = folder
         self._names = list_images(folder, named="the images to compare")
-        self.fingerprint = self._hash()
         if len(self._names) < 2:
             raise InputError(f"{folder} has 1 image: at least 2 are needed to compare sets")
         self.size = self._check(self._names[0])
@@ -90,6 +89,8 @@ class ImageFolder:
                     f"{folder / name} has {size[1]}x{size[0]} pixels, {self._names[0]} has"
                     f" {self.size[1]}x{self.size[0]}: resize all of them to one size"
                 )
+        # Last, when all of them are known to be readable.
+        self.fingerprint = self._hash()
 
     @property
     def count(self) -> int:
