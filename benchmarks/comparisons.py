@@ -30,15 +30,16 @@ from absl import flags
 from jaxtyping import Array, Float, Int
 from measuring import program_memory, seconds_per_call
 
-from vqjax import commands
 from vqjax.errors import InputError
-from vqjax.losses import cross_entropy
+from vqjax.losses.cross_entropy import cross_entropy
+from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
-from vqjax.priors.multigrained import GridEmbedding, MultiGrainedPrior
+from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
-from vqjax.samplers.blockwise import BlockwiseSampling, sample
+from vqjax.runs.build import build_models
+from vqjax.samplers.multigrained import BlockwiseSampling, sample
 from vqjax.tokens import Tokens
-from vqjax.training.experiment import build_models
 from vqjax.training.prior_stage import init_prior
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
@@ -240,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    command_line.run(main)

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from vqjax import commands
 from vqjax.errors import InputError
 from vqjax.features.inception import load_inception
+from vqjax.programs import command_line
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images at a time", lower_bound=1)
 SIZE = flags.DEFINE_integer("size", 256, "Their side in pixels", lower_bound=1)
@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    command_line.run(main)

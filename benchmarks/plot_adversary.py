@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from vqjax import commands
-from vqjax.reporting.curves import read_metrics
-from vqjax.training.workdir import read_config
+from vqjax.programs import command_line
+from vqjax.report.curves import read_metrics
+from vqjax.runs.workdir import read_config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    command_line.run(main)

@@ -25,18 +25,18 @@ from jaxtyping import Array, Int, UInt8
 from measuring import MIB, program_memory, seconds_per_call
 from ml_collections import ConfigDict, config_flags
 
-from vqjax import commands
 from vqjax.errors import InputError
+from vqjax.parallel import batch_sharding, make_mesh, process_rows
+from vqjax.pixels import to_float
 from vqjax.priors import Prior
+from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
-from vqjax.samplers.blockwise import sample
+from vqjax.runs.build import build_models, build_stage
+from vqjax.samplers.multigrained import sample
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
-from vqjax.training.experiment import build_models, build_stage
 from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
 from vqjax.training.prior_stage import condition_of, prior_shapes, sampling_spec, tokenizer_shapes
-from vqjax.training.sharding import batch_sharding, make_mesh, process_rows
-from vqjax.training.stage import to_float
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -276,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    command_line.run(main)

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 from vqjax.errors import InputError
+from vqjax.parallel import make_mesh
+from vqjax.runs.build import build_stage, stage_names
 from vqjax.training import loop
-from vqjax.training.experiment import build_stage, stage_names
-from vqjax.training.sharding import make_mesh
 
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {

@@ -37,9 +37,9 @@ COMPILE = """
 import json, pathlib, sys, time
 from jax.experimental import topologies
 from configs import ffhq_effvqgan
-from vqjax.training.experiment import build_stage
+from vqjax.runs.build import build_stage
 from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
-from vqjax.training.sharding import make_mesh
+from vqjax.parallel import make_mesh
 
 arg, name = sys.argv[1:]
 slice_ = topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu")

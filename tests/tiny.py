@@ -15,13 +15,13 @@ from PIL import Image
 
 from configs import common
 from vqjax.data import build_source
-from vqjax.training.checkpoints import Checkpointer
-from vqjax.training.experiment import build_stage
+from vqjax.parallel import make_mesh
+from vqjax.runs.build import build_stage
+from vqjax.runs.checkpoints import Checkpointer
+from vqjax.runs.workdir import write_class_names, write_config
 from vqjax.training.loop import abstract_state, train_stage
-from vqjax.training.sharding import make_mesh
 from vqjax.training.stage import Stage
 from vqjax.training.state import State
-from vqjax.training.workdir import write_class_names, write_config
 
 CLASSES = ("checks", "discs", "stripes")
 TRAIN_IMAGES, VALIDATION_IMAGES = 24, 7

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.samplers.blockwise import BlockwiseSampling
+from vqjax.samplers.multigrained import BlockwiseSampling
 from vqjax.tokens import Tokens
 
 # 2 x 3 blocks, those at the lower and right border partial.

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_prior import CODES, NULL
 
-from vqjax.samplers import blockwise
+from vqjax.samplers import multigrained
 
 BATCH = 3
 
 
 def sample(apply, variables, known, known_mask, spec, seed=0, condition=None):
-    """`blockwise.sample` with numpy in and out: the code map."""
+    """`multigrained.sample` with numpy in and out: the code map."""
     return np.asarray(
         _sample(
             apply,
@@ -26,7 +26,7 @@ def sample(apply, variables, known, known_mask, spec, seed=0, condition=None):
 
 
 _sample = jax.jit(
-    lambda apply, variables, *arguments: blockwise.sample(apply, variables, *arguments),
+    lambda apply, variables, *arguments: multigrained.sample(apply, variables, *arguments),
     static_argnums=(0, 6),
 )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from vqjax.nn.convolve import convolve
+from vqjax.nn.convolutional import convolve
 
 # PyTorch's initialisation of a convolution, Kaiming uniform with a = sqrt(5).
 kaiming_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from vqjax.discriminators.normalization import BatchNorm
 from vqjax.errors import InputError
-from vqjax.nn.convolve import convolve
+from vqjax.nn.convolutional import convolve
 
 
 class PatchGAN(nn.Module):

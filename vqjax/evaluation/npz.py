@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vqjax.errors import InputError
-from vqjax.evaluation.frechet import Gaussian
+from vqjax.evaluation.metrics.frechet import Gaussian
 from vqjax.files import replacing
 
 # Which network our own files are of; those of others do not say.

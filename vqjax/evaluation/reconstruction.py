@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vqjax import quantizers
+from vqjax.evaluation.metrics.ssim import WINDOW, ssim
 from vqjax.evaluation.networks import FeatureNetwork, to_pixels
 from vqjax.evaluation.rows import Columns, Rows
 from vqjax.evaluation.scores import Scores
-from vqjax.evaluation.ssim import WINDOW, ssim
-from vqjax.features.lpips import LPIPS, MIN_SIZE
-from vqjax.losses import psnr
+from vqjax.losses.perceptual import LPIPS, MIN_SIZE
+from vqjax.losses.pixelwise import psnr
 from vqjax.tokenizers import Tokenizer
 
 # Codes that are counted at a time.

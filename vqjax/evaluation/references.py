@@ -15,7 +15,7 @@ from vqjax.cache import cache_folder
 from vqjax.data.folder import list_images
 from vqjax.data.images import read_image
 from vqjax.errors import InputError
-from vqjax.evaluation.frechet import Gaussian, fit
+from vqjax.evaluation.metrics.frechet import Gaussian, fit
 from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.npz import (
     ImageArray,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vqjax.evaluation.frechet import (
+from vqjax.evaluation.metrics.frechet import (
     FrechetTo,
     bootstrap,
     counts_up_to,
@@ -16,9 +16,9 @@ from vqjax.evaluation.frechet import (
     fit,
     rank_warning,
 )
-from vqjax.evaluation.inception_score import inception_score
-from vqjax.evaluation.kernel import kernel_distance
-from vqjax.evaluation.manifold import knn_accuracy, precision_recall
+from vqjax.evaluation.metrics.inception_score import inception_score
+from vqjax.evaluation.metrics.kernel_distance import kernel_distance
+from vqjax.evaluation.metrics.manifold import knn_accuracy, precision_recall
 from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.references import Reference
 

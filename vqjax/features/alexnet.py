@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.features.convolution import Convolution
 from vqjax.features.imagenet import standardize
+from vqjax.nn.convolutional import Convolution
 
 # Of each convolution: output channels, kernel size, stride, padding, and whether it reads a
 # pooled map.

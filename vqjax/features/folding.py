@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from vqjax.features.weights import check_shapes
+from vqjax.features.weight_files import check_shapes
 
 # Of a layer, by its path in our parameters: what the state dict calls it, and its BatchNorm; a
 # linear layer has none.

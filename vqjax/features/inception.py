@@ -16,9 +16,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.features.convolution import Convolution
 from vqjax.features.folding import fold
-from vqjax.features.weights import NamedWeights
+from vqjax.features.weight_files import NamedWeights
+from vqjax.nn.convolutional import Convolution
 
 Resize = Literal["torch", "tf", "clean"]
 

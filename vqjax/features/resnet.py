@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.features.convolution import Convolution
 from vqjax.features.folding import fold
 from vqjax.features.imagenet import standardize
-from vqjax.features.weights import NamedWeights
+from vqjax.features.weight_files import NamedWeights
+from vqjax.nn.convolutional import Convolution
 
 # The side in pixels of the images that it was trained on.
 INPUT_SIZE = 224

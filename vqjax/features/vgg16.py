@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.features.convolution import Convolution
 from vqjax.features.imagenet import standardize
+from vqjax.nn.convolutional import Convolution
 
 # Output channels of each convolution, one row a resolution.
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

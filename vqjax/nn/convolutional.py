@@ -1,4 +1,4 @@
-"""Blocks of convolutional autoencoders: residual, attention over the whole map, up and down.
+"""Convolutions, and the blocks of convolutional autoencoders: residual, attention, up and down.
 
 Source: Esser et al. 2021 (VQGAN), appendix A, table 7; Ho et al. 2020 (DDPM), appendix B.
 """
@@ -6,12 +6,78 @@ Source: Esser et al. 2021 (VQGAN), appendix A, table 7; Ho et al. 2020 (DDPM), a
 import math
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from einops import repeat
+from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.nn.attention import MultiHeadAttention
 
 GROUPS = 32
+
+
+def convolve(
+    x: Float[Array, "b _ _ c"],
+    kernel: Float[Array, "height width c features"],
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+) -> Float[Array, "b _ _ features"]:
+    """The map of every position whose kernel fits into the map.
+
+    Args:
+        x: padded with `padding` zeros on each side.
+        kernel: slid over the map, not flipped.
+        stride: of the kernel's positions.
+        padding: zeros on each side, along (height, width) or both.
+    """
+    size, features = kernel.shape[:2], kernel.shape[-1]
+    paddings = (padding, padding) if isinstance(padding, int) else padding
+    margins = [(p, p) for p in paddings]
+    result = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[1:3], paddings, size, strict=True)]
+    if stride == 1 and (size == (1, 1) or any(n < k for n, k in zip(result, size, strict=True))):
+        # XLA's CPU convolution and its gradients are up to sixty times slower than this matrix
+        # product where the kernel is larger than the resulting map, and slower for a 1x1 kernel.
+        x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
+        return _patches(x, size) @ kernel.reshape(-1, features)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=margins,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Convolution(nn.Module):
+    """A convolution with a bias on zero-padded maps, also on maps below its own size.
+
+    Its parameters are those of `flax.linen.Conv`.
+
+    Attributes:
+        features: output channels.
+        size: of the kernel, (height, width) or both.
+        stride: of the kernel's positions.
+        padding: zeros on each side, likewise.
+        dtype: of the computation; the parameters are float32.
+    """
+
+    features: int
+    size: int | tuple[int, int]
+    stride: int = 1
+    padding: int | tuple[int, int] = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
+        """The map of every position whose kernel fits into the padded map."""
+        size = (self.size,) * 2 if isinstance(self.size, int) else self.size
+        shape = (*size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return convolve(x, kernel, self.stride, self.padding) + bias
 
 
 class Normalization(nn.Module):
@@ -114,3 +180,14 @@ class Upsampling(nn.Module):
         """Doubles both sides."""
         x = repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
         return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x)
+
+
+def _patches(x: Float[Array, "b _ _ _"], size: tuple[int, ...]) -> Float[Array, "b _ _ _"]:
+    """The neighbourhood of this size of each position, row by row, along the channels."""
+    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], size, strict=True))
+    shifted = [
+        x[:, row : row + height, column : column + width]
+        for row in range(size[0])
+        for column in range(size[1])
+    ]
+    return jnp.concatenate(shifted, axis=-1)

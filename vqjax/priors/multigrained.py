@@ -13,39 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.errors import InputError
-from vqjax.losses import cross_entropy
+from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.attention import Implementation
+from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import INITIALIZER, Transformer
-from vqjax.priors.blocks import BlockLayout, block_layout
+from vqjax.priors.block_layout import BlockLayout, block_layout
 from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
 from vqjax.tokens import Tokens
 
 Context = Literal["mixed", "random", "prefix"]
 # Where query_blocks_per_image="auto" takes all blocks, and how many it takes elsewhere.
 _SMALL_GRID, _FEW_BLOCKS = 32 * 32, 4
-
-
-class GridEmbedding(nn.Module):
-    """Learned position of a cell: one table for its row and one for its column, added.
-
-    Attributes:
-        grid: (h, w) of the tables; on another grid they are interpolated linearly.
-        dim: width.
-    """
-
-    grid: tuple[int, int]
-    dim: int
-
-    @nn.compact
-    def __call__(self, grid: tuple[int, int]) -> Float[Array, "cells dim"]:
-        """Positions of all cells of a grid in raster order."""
-        tables = []
-        for name, size, wanted in zip(("row", "column"), self.grid, grid, strict=True):
-            table = self.param(name, INITIALIZER, (size, self.dim))
-            if wanted != size:
-                table = jax.image.resize(table, (wanted, self.dim), "linear")
-            tables.append(table)
-        return (tables[0][:, None] + tables[1][None, :]).reshape(-1, self.dim)
 
 
 class MultiGrainedPrior(nn.Module):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError
 from vqjax.nn.attention import Implementation
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
-from vqjax.tokenizers.dense import DenseTokenizer
+from vqjax.tokenizers.base import DenseTokenizer
 from vqjax.tokenizers.tiling import Tiling, swin_halo
 
 

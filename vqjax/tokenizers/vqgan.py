@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError
 from vqjax.nn.convolutional import Downsampling, Normalization, ResidualStage, Upsampling
-from vqjax.tokenizers.dense import DenseTokenizer
+from vqjax.tokenizers.base import DenseTokenizer
 
 
 class Encoder(nn.Module):

@@ -16,7 +16,7 @@ from vqjax import registry
 from vqjax.discriminators import build_discriminator
 from vqjax.discriminators.augmentation import AUGMENTATIONS, diff_augment
 from vqjax.errors import InputError
-from vqjax.losses import adaptive_weight, discriminator_loss, generator_loss
+from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from vqjax.registry import did_you_mean
 from vqjax.training.optimizers import make_optimizer
 from vqjax.training.stage import apply_gradient

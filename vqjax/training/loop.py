@@ -19,16 +19,16 @@ from ml_collections import ConfigDict
 
 from vqjax.data import Source, evaluation_batches, train_batches
 from vqjax.errors import InputError, TrainingError
-from vqjax.registry import did_you_mean
-from vqjax.training.checkpoints import Checkpointer
-from vqjax.training.console import ProgressBar
-from vqjax.training.sharding import (
+from vqjax.parallel import (
     batch_sharding,
     global_batch,
     process_rows,
     replicated,
     state_shardings,
 )
+from vqjax.registry import did_you_mean
+from vqjax.runs.checkpoints import Checkpointer
+from vqjax.training.console import ProgressBar
 from vqjax.training.stage import Stage
 from vqjax.training.state import State, random_key
 from vqjax.training.writer import Writer

@@ -14,17 +14,18 @@ from ml_collections import ConfigDict
 
 from vqjax import quantizers
 from vqjax.errors import InputError
+from vqjax.generation.image_grid import image_grid
+from vqjax.parallel import to_host
+from vqjax.pixels import to_float
 from vqjax.priors import Prior
-from vqjax.samplers.blockwise import BlockwiseSampling, sample
+from vqjax.runs.weights import load_weights
+from vqjax.samplers.multigrained import BlockwiseSampling, sample
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
-from vqjax.training.frechet import FrechetMonitor
+from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
-from vqjax.training.pictures import image_grid
-from vqjax.training.sharding import to_host
-from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, to_float
+from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices
 from vqjax.training.state import State, random_key
-from vqjax.training.weights import load_weights
 
 MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
 SAMPLES = 36

@@ -23,11 +23,6 @@ Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
 ToDevices = Callable[[Any], Any]
 
 
-def to_float(images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Images as models take them, [-1, 1]; they travel to the devices as bytes."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
-
-
 class Stage(abc.ABC):
     """One stage of training.
 

@@ -13,15 +13,16 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import quantizers, registry
-from vqjax.features.lpips import LPIPS, load_lpips
-from vqjax.losses import l1_loss, l2_loss, psnr
+from vqjax.generation.image_grid import pair_grid
+from vqjax.losses.perceptual import LPIPS, load_lpips
+from vqjax.losses.pixelwise import l1_loss, l2_loss, psnr
+from vqjax.parallel import to_host
+from vqjax.pixels import to_float
 from vqjax.tokenizers import Tokenizer
 from vqjax.training.adversary import Adversary
-from vqjax.training.frechet import FrechetMonitor
+from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
-from vqjax.training.pictures import pair_grid
-from vqjax.training.sharding import to_host
-from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, new_player, to_float
+from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, new_player
 from vqjax.training.state import Player, State, random_key
 
 PICTURES = 16

@@ -1,0 +1,376 @@
+"""The multi-grained prior: what each logit may depend on and how, its size, how it is built."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_prior import (
+    BLOCK,
+    BLOCKS,
+    CLASSES,
+    CODES,
+    GRID,
+    HALO,
+    IMAGES,
+    MASK,
+    NULL,
+    PADDING,
+    SIDE,
+    forward,
+    forward_inputs,
+    make,
+    own_cells,
+    random_codes,
+    shapes_of,
+    spied_loss,
+    window_of,
+)
+
+from vqjax.errors import InputError
+from vqjax.nn.positions import GridEmbedding
+from vqjax.nn.transformer import Transformer
+from vqjax.priors import build_prior
+from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.quantizers import VectorQuantizer
+from vqjax.tokenizers import EfficientVQGAN
+
+# No leak
+
+
+@pytest.mark.parametrize("context", ["random", "prefix"])
+def test_no_masked_token_reaches_the_logits_of_its_own_block_in_training(context):
+    prior, variables = make()
+    codes = random_codes()
+    before = spied_loss(prior, variables, codes, context=context)
+    for block in range(len(BLOCKS)):
+        slots, cells = own_cells(block)
+        masked = before.window[:, block, slots] == MASK
+        assert masked.any(axis=1).all()
+        changed = codes.reshape(len(codes), -1).copy()
+        changed[:, cells] = np.where(masked, (changed[:, cells] + 4) % CODES, changed[:, cells])
+        after = spied_loss(prior, variables, changed.reshape(codes.shape), context=context)
+        np.testing.assert_array_equal(after.logits[:, block], before.logits[:, block])
+        # It is the rule that holds it back: its neighbours see the change where they may.
+        if block < len(BLOCKS) - 1:
+            assert np.abs(after.logits - before.logits).max() > 1e-3
+
+
+def test_an_unmasked_token_of_the_query_block_is_seen():
+    prior, variables = make()
+    codes = random_codes()
+    before = spied_loss(prior, variables, codes, mask_ratio=0.5)
+    for block in range(len(BLOCKS) - 1):
+        slots, cells = own_cells(block)
+        seen = before.window[:, block, slots] != MASK
+        assert seen.any(axis=1).all()
+        changed = codes.reshape(len(codes), -1).copy()
+        changed[:, cells] = np.where(seen, (changed[:, cells] + 4) % CODES, changed[:, cells])
+        after = spied_loss(prior, variables, changed.reshape(codes.shape), mask_ratio=0.5)
+        moved = np.abs(after.logits[:, block] - before.logits[:, block]).max(axis=(1, 2))
+        assert moved.min() > 1e-3
+
+
+def test_in_a_prefix_context_only_earlier_blocks_are_seen():
+    prior, variables = make()
+    codes = random_codes()
+    before = spied_loss(prior, variables, codes, context="prefix")
+    for block in range(len(BLOCKS)):
+        _, cells = own_cells(block)
+        changed = codes.reshape(len(codes), -1).copy()
+        changed[:, cells] = (changed[:, cells] + 4) % CODES
+        after = spied_loss(prior, variables, changed.reshape(codes.shape), context="prefix")
+        np.testing.assert_array_equal(after.logits[:, :block], before.logits[:, :block])
+        moved = np.abs(after.logits - before.logits)[:, block + 1 :].max(axis=(2, 3))
+        assert (moved > 1e-3).all()
+
+
+def test_with_everything_masked_no_code_reaches_any_logit():
+    prior, variables = make()
+    options = {"mask_ratio": 1.0, "context": "random"}
+    before = spied_loss(prior, variables, random_codes(), **options)
+    after = spied_loss(prior, variables, random_codes(seed=1), **options)
+    np.testing.assert_array_equal(after.logits, before.logits)
+    assert after.loss != before.loss
+
+
+def test_what_a_caller_passes_as_the_query_blocks_own_token_is_ignored():
+    prior, variables = make()
+    window, query, block_tokens, condition = forward_inputs(prior)
+    before = forward(prior, variables, window, query, block_tokens, condition)
+    for shift in range(len(BLOCKS)):
+        changed = block_tokens.copy()
+        changed[np.arange(len(BLOCKS)), (query + shift) % len(BLOCKS)] *= -1
+        after = forward(prior, variables, window, query, changed, condition)
+        moved = np.abs(after - before).max(axis=(1, 2))
+        assert (moved == 0).all() if shift == 0 else (moved > 1e-3).all()
+
+
+def test_cells_outside_the_map_are_not_seen():
+    prior, variables = make()
+    window, query, block_tokens, condition = forward_inputs(prior)
+    inside = np.zeros(window.shape, bool)
+    for block in range(len(BLOCKS)):
+        inside[block, [cell[0] for cell in window_of(block)]] = True
+    assert (~inside).any(axis=1).sum() == len(BLOCKS)
+    before = forward(prior, variables, window, query, block_tokens, condition)
+    changed = np.where(inside, window, (window + 3) % (CODES + 1))
+    after = forward(prior, variables, changed, query, block_tokens, condition)
+    np.testing.assert_array_equal(after, before)
+    # An inside cell of the halo is.
+    changed = np.where(inside, (window + 3) % (CODES + 1), window)
+    after = forward(prior, variables, changed, query, block_tokens, condition)
+    assert np.abs(after - before).max(axis=(1, 2)).min() > 1e-3
+
+
+# The sequence
+
+
+def test_the_sequence_is_condition_global_tokens_local_tokens():
+    prior, variables = make(num_classes=CLASSES)
+    window, query, block_tokens, _ = forward_inputs(prior)
+    condition = np.array([[0], [1], [NULL], [4], [PADDING], [2]], np.int32)
+    inputs = [jnp.asarray(x) for x in (window, query, block_tokens, condition)]
+    calls = []
+
+    def record(call, args, kwargs, where):
+        out = call(*args, **kwargs)
+        if isinstance(where.module, Transformer) and where.method_name == "__call__":
+            calls.append((args[0], args[1], out))
+        return out
+
+    @jax.jit
+    def run():
+        with nn.intercept_methods(record):
+            logits = prior.apply(variables, *inputs, GRID)
+        return calls[0], logits
+
+    (x, mask, y), logits = run()
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+    embedding = p["code_embedding"]["embedding"]
+    local, glob = p["local_position"], p["global_position"]
+
+    for block in range(len(BLOCKS)):
+        expected = [p["condition_embedding"]["embedding"][condition[block, 0]]]
+        visible = [condition[block, 0] != PADDING]
+        for j in range(len(BLOCKS)):
+            token = block_tokens[block, j]
+            if j == block:
+                token = p["block_convolution"]["bias"].copy()
+                for k in range(BLOCK**2):
+                    slot = (HALO + k // BLOCK) * SIDE + HALO + k % BLOCK
+                    inside = slot in [cell[0] for cell in window_of(block)]
+                    code = window[block, slot] if inside else MASK
+                    token += embedding[code] @ p["block_convolution"]["kernel"][k]
+            expected.append(token + glob["row"][j // 3] + glob["column"][j % 3])
+            visible.append(True)
+        np.testing.assert_allclose(x[block, : len(expected)], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(mask[block, 0, 0, : len(visible)], visible)
+
+        front = len(expected)
+        slots = [cell[0] for cell in window_of(block)]
+        np.testing.assert_array_equal(mask[block, 0, 0, front:], np.isin(np.arange(SIDE**2), slots))
+        for slot, row, column, _ in window_of(block):
+            token = embedding[window[block, slot]] @ p["local_projection"]["kernel"]
+            token += p["local_projection"]["bias"] + local["row"][row] + local["column"][column]
+            np.testing.assert_allclose(x[block, front + slot], token, rtol=1e-4, atol=1e-5)
+
+        own, _ = own_cells(block)
+        top, left = np.array([divmod(slot, SIDE) for slot in own]).T - HALO
+        expected_logits = y[block, front + own] @ p["head"]["kernel"] + p["head"]["bias"]
+        np.testing.assert_allclose(
+            logits[block, top * BLOCK + left], expected_logits, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_global_tokens_are_a_convolution_whose_kernel_and_stride_are_the_block():
+    prior, variables = make()
+    codes = random_codes()
+    padded = np.full((IMAGES, 6, 9), MASK)
+    padded[:, : GRID[0], : GRID[1]] = codes
+    p = variables["params"]
+    kernel = p["block_convolution"]["kernel"].reshape(BLOCK, BLOCK, prior.embed_dim, prior.dim)
+
+    def convolve(code_map):
+        tokens = jax.lax.conv_general_dilated(
+            p["code_embedding"]["embedding"][code_map],
+            kernel,
+            window_strides=(BLOCK, BLOCK),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return (tokens + p["block_convolution"]["bias"]).reshape(IMAGES, len(BLOCKS), prior.dim)
+
+    # In a prefix context the blocks before the query block come clean, those after it masked.
+    clean, masked = convolve(padded), convolve(np.full_like(padded, MASK))
+    given = spied_loss(prior, variables, codes, context="prefix").block_tokens
+    for i, j in itertools.permutations(range(len(BLOCKS)), 2):
+        expected = clean[:, j] if j < i else masked[:, j]
+        np.testing.assert_allclose(given[:, i, j], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_interpolate_linearly_to_another_grid():
+    tables = {
+        "row": jax.random.normal(jax.random.key(0), (4, 3)),
+        "column": jax.random.normal(jax.random.key(1), (5, 3)),
+    }
+    embedding = GridEmbedding((4, 5), 3)
+    same = embedding.apply({"params": tables}, (4, 5))
+    expected = tables["row"][:, None] + tables["column"][None]
+    np.testing.assert_allclose(same, expected.reshape(-1, 3), rtol=1e-6)
+
+    larger = embedding.apply({"params": tables}, (8, 9))
+    expected = resized(tables["row"], 8)[:, None] + resized(tables["column"], 9)[None]
+    np.testing.assert_allclose(larger, expected.reshape(-1, 3), rtol=1e-4, atol=1e-5)
+
+
+def resized(table, size):
+    centres = (np.arange(size) + 0.5) * len(table) / size - 0.5
+    columns = np.asarray(table, np.float64).T
+    return np.stack([np.interp(centres, np.arange(len(table)), c) for c in columns], -1)
+
+
+def test_on_a_larger_grid_a_prior_is_one_of_that_grid_with_interpolated_positions():
+    prior, variables = make()
+    grid, blocks = (8, 9), (3, 3)
+    there, _ = make(grid=grid)
+    params = dict(variables["params"])
+    for name, size in (("local_position", grid), ("global_position", blocks)):
+        params[name] = {
+            axis: jnp.asarray(resized(params[name][axis], n), jnp.float32)
+            for axis, n in zip(("row", "column"), size, strict=True)
+        }
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, make(grid=grid)[1]["params"])
+    rng = np.random.default_rng(0)
+    window = rng.integers(0, CODES + 1, (9, SIDE**2)).astype(np.int32)
+    block_tokens = rng.normal(size=(9, 9, prior.dim)).astype(np.float32)
+    inputs = (window, np.arange(9, dtype=np.int32), block_tokens, np.zeros((9, 0), np.int32))
+    here = forward(prior, variables, *inputs, grid=grid)
+    np.testing.assert_allclose(
+        here, forward(there, {"params": params}, *inputs, grid=grid), rtol=1e-3, atol=1e-3
+    )
+
+
+# The condition
+
+
+def test_the_condition_is_seen_and_padding_is_not():
+    prior, variables = make(num_classes=CLASSES)
+    inputs = forward_inputs(prior)[:3]
+
+    def logits(ids, variables=variables):
+        condition = np.tile(np.array([ids], np.int32), (len(BLOCKS), 1))
+        return forward(prior, variables, *inputs, condition)
+
+    assert np.abs(logits([2]) - logits([3])).max(axis=(1, 2)).min() > 1e-3
+    assert np.abs(logits([2]) - logits([prior.null_id])).max(axis=(1, 2)).min() > 1e-3
+    np.testing.assert_allclose(logits([2, prior.padding_id]), logits([2]), rtol=1e-4, atol=1e-5)
+
+    changed = jax.tree.map(lambda p: p, variables)
+    table = changed["params"]["condition_embedding"]
+    table["embedding"] = table["embedding"].at[prior.padding_id].add(7.0)
+    np.testing.assert_array_equal(logits([2, PADDING], changed), logits([2, PADDING]))
+    assert (prior.null_id, prior.padding_id) == (NULL, PADDING)
+    assert table["embedding"].shape[0] == CLASSES + 2
+
+
+def test_dropout_is_on_in_training_only():
+    prior, variables = make(dropout=0.5)
+    inputs = forward_inputs(prior)
+    for train, moves in ((True, True), (False, False)):
+        a, b = (forward(prior, variables, *inputs, train=train, seed=seed) for seed in range(2))
+        assert (np.abs(a - b).max() > 0) == moves
+
+
+# Size and building
+
+
+@pytest.mark.parametrize("num_classes", [0, 1000])
+def test_the_full_size_prior_has_about_185_million_parameters(num_classes):
+    prior = MultiGrainedPrior(num_codes=1024, grid=(16, 16), num_classes=num_classes)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(prior)))
+
+    d, e, codes, layers = 768, 256, 1024, 24
+    layer = 4 * d * d + 4 * d + 2 * 4 * d * d + 5 * d + 2 * 2 * d
+    embeddings = (codes + 1) * e + (8 * 8 * e + 1) * d + (e + 1) * d
+    positions = 2 * 16 * d + 2 * 2 * d
+    condition_table = (num_classes + 2) * d if num_classes else 0
+    head = 2 * d + (d + 1) * codes
+    assert count == layers * layer + embeddings + positions + condition_table + head
+    np.testing.assert_allclose(count, 185e6, rtol=0.01)
+
+
+def tokenizer_of(grid=(8, 8)):
+    quantizer = VectorQuantizer(num_codes=32, code_dim=4)
+    tokenizer = EfficientVQGAN(quantizer, patch_size=4, widths=(32,), depths=(2,), window=4)
+    assert tokenizer.grid(4 * grid[0], 4 * grid[1]) == grid
+    return tokenizer
+
+
+def test_build_prior_takes_codes_and_grid_from_the_tokenizer():
+    config = {"name": "multigrained", "dim": 32, "num_heads": 4, "conditional": True}
+    prior = build_prior(config, tokenizer_of(), (32, 32), 7)
+    assert (prior.num_codes, prior.grid, prior.num_classes, prior.dim) == (32, (8, 8), 7, 32)
+    prior = build_prior({**config, "conditional": False}, tokenizer_of(), (32, 32), 7)
+    assert prior.num_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "multigraned"}, "did you mean 'multigrained'"),
+        ({"blocksize": 4}, "config.prior.model.blocksize.*did you mean 'block_size'"),
+        ({"num_codes": 4}, "config.prior.model.num_codes"),
+    ],
+)
+def test_build_prior_names_what_it_does_not_know(fields, message):
+    with pytest.raises(InputError, match=message):
+        build_prior({"name": "multigrained", **fields}, tokenizer_of(), (32, 32), 0)
+
+
+def test_build_prior_refuses_a_tokenizer_of_another_kind(monkeypatch):
+    monkeypatch.setattr(EfficientVQGAN, "token_kind", "sparse")
+    with pytest.raises(InputError, match=r"takes dense tokens, but .* makes sparse ones"):
+        build_prior({"name": "multigrained"}, tokenizer_of(), (32, 32), 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_size": 0},
+        {"halo": -1},
+        {"num_heads": 3},
+        {"num_heads": 0},
+        {"query_blocks_per_image": 0},
+        {"query_blocks_per_image": "few"},
+        {"condition_dropout": 1.0},
+        {"condition_dropout": -0.1},
+    ],
+)
+def test_fields_out_of_their_range_are_named(fields):
+    ((name, value),) = fields.items()
+    with pytest.raises(InputError, match=f"prior {name}={value}: .* is needed"):
+        make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "grid", "expected"),
+    [
+        ("auto", (32, 32), 16),
+        ("auto", (16, 64), 16),
+        ("auto", (33, 32), 4),
+        ("auto", (64, 64), 4),
+        (None, (64, 64), 64),
+        (8, (64, 64), 8),
+        (8, (16, 16), 4),
+    ],
+)
+def test_query_blocks_of_an_image(drawn, grid, expected):
+    prior = MultiGrainedPrior(num_codes=CODES, grid=grid, query_blocks_per_image=drawn)
+    assert prior.drawn_blocks(grid) == expected
+
+
+def test_few_query_blocks_are_the_default_on_large_grids():
+    assert MultiGrainedPrior(num_codes=CODES, grid=(64, 64)).drawn_blocks((64, 64)) == 4

@@ -1,0 +1,222 @@
+"""Condition dropout in training, classifier-free guidance in sampling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from ml_collections import ConfigDict
+from tiny_prior import (
+    BLOCKS,
+    CLASSES,
+    CODES,
+    GRID,
+    NULL,
+    PADDING,
+    forward,
+    forward_inputs,
+    make,
+    random_codes,
+    spec_of,
+)
+from tiny_sampler import BATCH, Watched, noise_logits, nothing_known, random_known, sample
+
+from vqjax.errors import InputError
+from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.samplers.multigrained import guided_logits
+from vqjax.tokens import Tokens
+from vqjax.training.prior_stage import sampling_spec
+
+# Condition dropout
+
+
+def seen_by_loss(prior, variables, codes, condition, train):
+    """The masked windows and the conditions that the loss runs the prior on."""
+
+    @jax.jit
+    def call(variables, codes, condition):
+        seen = []
+
+        def record(call, args, kwargs, where):
+            if isinstance(where.module, MultiGrainedPrior) and where.method_name == "__call__":
+                seen.append((args[0], args[3]))
+            return call(*args, **kwargs)
+
+        keys = {"mask": jax.random.key(1), "dropout": jax.random.key(2)}
+        with nn.intercept_methods(record):
+            prior.apply(variables, Tokens.dense(codes), condition, train, method="loss", rngs=keys)
+        return seen[0]
+
+    window, seen = call(variables, jnp.asarray(codes), jnp.asarray(condition))
+    return np.asarray(window), np.asarray(seen)
+
+
+def test_condition_dropout_gives_whole_images_the_null_condition():
+    images, length, rate = 400, 3, 0.3
+    null = [NULL, PADDING, PADDING]
+    codes = np.resize(random_codes(), (images, *GRID))
+    condition = np.random.default_rng(0).integers(0, CLASSES, (images, length)).astype(np.int32)
+    prior, variables = make(num_classes=CLASSES, condition_dropout=rate)
+    window, seen = seen_by_loss(prior, variables, codes, condition, train=True)
+    seen = seen.reshape(images, len(BLOCKS), length)
+    dropped = (seen[:, 0] == null).all(1)
+    expected = np.where(dropped[:, None], null, condition)
+    np.testing.assert_array_equal(seen, np.repeat(expected[:, None], len(BLOCKS), axis=1))
+    assert scipy.stats.binomtest(int(dropped.sum()), images, rate).pvalue > 0.01
+
+    # The same masks as without, and no dropout where losses are held out.
+    plain, _ = make(num_classes=CLASSES)
+    np.testing.assert_array_equal(
+        window, seen_by_loss(plain, variables, codes, condition, train=True)[0]
+    )
+    _, held_out = seen_by_loss(prior, variables, codes, condition, train=False)
+    np.testing.assert_array_equal(held_out, np.repeat(condition, len(BLOCKS), axis=0))
+
+
+def test_a_longer_null_condition_is_the_null_class_and_nothing_else():
+    prior, variables = make(num_classes=CLASSES)
+    inputs = forward_inputs(prior)[:3]
+    shape = jnp.zeros((len(BLOCKS), 3), jnp.int32)
+    long = np.asarray(prior.apply(variables, shape, method="null_condition"))
+    short = np.full((len(BLOCKS), 1), NULL, np.int32)
+    a, b = (forward(prior, variables, *inputs, c) for c in (long, short))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert prior.apply(variables, shape[:, :0], method="null_condition").shape == (6, 0)
+
+
+# Guidance
+
+
+def test_guided_logits_are_the_formula_in_one_call_with_the_null_id():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(CLASSES + 2, CODES)).astype(np.float32)
+    weights = rng.normal(size=(25, CODES)).astype(np.float32)
+    condition = jnp.asarray([[2], [0], [4]], jnp.int32)
+    window = rng.integers(0, CODES, (3, 25)).astype(np.int32)
+    calls = []
+
+    def apply(variables, *inputs, method=None):
+        """Linear in the condition's row and in the window, for two cells."""
+        if method == "null_condition":
+            return jnp.full_like(inputs[0], NULL)
+        codes, query, tokens, condition, grid = inputs
+        calls.append((np.asarray(query), np.asarray(condition), grid))
+        logits = table[condition[:, 0]] + codes.astype(jnp.float32) @ weights + tokens[:, 0, :1]
+        return jnp.stack([logits, logits * query[:, None]], axis=1)
+
+    query = np.array([0, 1, 2], np.int32)
+    tokens = rng.normal(size=(3, 6, 4)).astype(np.float32)
+    logits = guided_logits(
+        apply,
+        {},
+        jnp.asarray(window),
+        jnp.asarray(query),
+        jnp.asarray(tokens),
+        condition,
+        GRID,
+        jnp.float32(2.5),
+    )
+    shared = window.astype(np.float64) @ weights.astype(np.float64) + tokens[:, 0, :1]
+    given, without = table[np.array([2, 0, 4])].astype(np.float64), table[NULL].astype(np.float64)
+    first = shared + without + 2.5 * (given - without)
+    np.testing.assert_allclose(logits, np.stack([first, first * query[:, None]], 1), rtol=1e-4)
+    assert len(calls) == 1 and calls[0][2] == GRID
+    for image in range(3):
+        rows = calls[0][1][calls[0][0] == image, 0]
+        assert sorted(rows) == sorted([NULL, int(condition[image, 0])])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_weight_at_every_step(schedule):
+    """Guided by w, the likeliest code k has its slope s_k nearest to w: the codes tell w."""
+    slopes = np.linspace(0, 4, 401, dtype=np.float32)
+
+    def logits_of(window, query, condition):
+        null = jnp.asarray(-slopes * slopes / 2)
+        logits = jnp.where(condition == NULL, null, null + slopes)
+        return jnp.broadcast_to(logits[:, None], (*window.shape, len(slopes)))[:, :9]
+
+    steps, guidance = 3, 3.6
+    spec = spec_of(
+        grid=(6, 9),
+        mask_id=len(slopes),
+        steps=steps,
+        top_k=1,
+        guidance=guidance,
+        guidance_schedule=schedule,
+    )
+    condition = jnp.zeros((BATCH, 1), jnp.int32)
+    watched = Watched(logits_of)
+    codes, calls = watched.sample(*nothing_known(spec), spec, condition=condition)
+    weights = slopes[codes]
+    if schedule == "constant":
+        np.testing.assert_allclose(weights, guidance, atol=0.02)
+        return
+    assert len(calls) == steps * len(BLOCKS)
+    expected = [
+        1 + (guidance - 1) * (block * steps + step) / (len(BLOCKS) * steps - 1)
+        for block in range(len(BLOCKS))
+        for step in range(steps)
+    ]
+    # Every step fixes some cells, so that each weight turns up, and no other.
+    nearest = np.abs(weights[..., None] - expected)
+    assert nearest.min(-1).max() < 0.02
+    assert set(nearest.argmin(-1).ravel()) == set(range(len(expected)))
+
+
+def test_guidance_of_one_is_no_guidance_and_costs_nothing():
+    def logits_of(window, query, condition):
+        return noise_logits(window, query, condition) + condition[..., None]
+
+    watched = Watched(logits_of)
+    condition = jnp.asarray([[0], [1], [2]], jnp.int32)
+    known, mask = random_known(spec_of())
+    plain, calls = watched.sample(known, mask, spec_of(steps=3), condition=condition)
+    conditions = watched.conditions[:]
+    for schedule in ("constant", "linear"):
+        spec = spec_of(steps=3, guidance=1.0, guidance_schedule=schedule)
+        codes, again = watched.sample(known, mask, spec, condition=condition)
+        np.testing.assert_array_equal(codes, plain)
+        assert [len(w) for w, _, _ in again] == [BATCH] * len(calls)
+    for seen in conditions:
+        np.testing.assert_array_equal(seen, condition)
+    spec = spec_of(steps=3, guidance=2.0)
+    _, doubled = watched.sample(known, mask, spec, condition=condition)
+    assert [len(w) for w, _, _ in doubled] == [2 * BATCH] * len(calls)
+    for seen in watched.conditions:
+        np.testing.assert_array_equal(seen.reshape(BATCH, 2), [[NULL, c] for c in range(3)])
+
+
+def test_guidance_of_zero_samples_without_the_condition():
+    prior, variables = make(num_classes=CLASSES)
+    known, mask = random_known(spec_of())
+    condition = jnp.asarray([[0], [1], [2]], jnp.int32)
+    null = jnp.full_like(condition, NULL)
+    inputs = prior.apply, variables, known, mask
+    unguided = sample(*inputs, spec_of(steps=2, guidance=0.0), condition=condition)
+    np.testing.assert_array_equal(unguided, sample(*inputs, spec_of(steps=2), condition=null))
+    assert (unguided != sample(*inputs, spec_of(steps=2), condition=condition)).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "expected"),
+    [
+        ({}, {"guidance": 2.0}, "guidance=2.0: this prior is unconditional"),
+        ({"num_classes": CLASSES}, {"guidance": 2.0}, "has never seen the null condition"),
+        ({}, {"guidance": -1.0}, "guidance=-1.0: 0 or more is needed"),
+        ({}, {"guidance_schedule": "cosine"}, "guidance_schedule=cosine: constant or linear"),
+    ],
+)
+def test_guidance_that_cannot_be(fields, settings, expected):
+    prior, _ = make(**fields)
+    with pytest.raises(InputError, match=expected):
+        sampling_spec(prior, GRID, ConfigDict(settings))
+
+
+def test_settings_of_the_config_reach_the_sampler():
+    prior, _ = make(num_classes=CLASSES, condition_dropout=0.1)
+    settings = {"guidance": 2.0, "guidance_schedule": "linear", "steps": 5, "num_images": 3}
+    spec = sampling_spec(prior, (3, 4), ConfigDict(settings))
+    assert (spec.guidance, spec.guidance_schedule, spec.steps) == (2.0, "linear", 5)
+    assert (spec.grid, spec.block_size, spec.halo, spec.mask_id) == ((3, 4), 3, 1, CODES)

@@ -1,0 +1,223 @@
+"""The tokenizer's adversary: what it does to both players, from which step on, at what cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from vqjax.discriminators.augmentation import diff_augment
+from vqjax.errors import InputError
+from vqjax.losses.pixelwise import l2_loss
+from vqjax.pixels import to_float
+from vqjax.training.state import random_key
+
+SGD = optax.sgd(1.0)
+
+
+@pytest.fixture
+def config():
+    """A tokenizer with a plain codebook, and an adversary from the first step on."""
+    config = tiny.get_config()
+    quantizer = config.tokenizer.model.quantizer
+    quantizer.learning, quantizer.restart_below = "gradient", 0.0
+    config.tokenizer.ema_decay = 0.0
+    config.tokenizer.loss.vq = 0.7
+    discriminator = config.tokenizer.discriminator
+    discriminator.start = discriminator.ramp = 0
+    return config
+
+
+def sgd_stage(config, tmp_path):
+    """A stage in which both players' updates are the gradients themselves."""
+    stage = tiny.make_stage(config, "tokenizer", tmp_path)
+    stage.optimizer = SGD
+    if stage.adversary:
+        stage.adversary.optimizer = SGD
+    return stage
+
+
+def images(count=4):
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8))
+
+
+LABELS = jnp.zeros(4, jnp.int32)
+NOTHING = {"discriminator": {}}
+
+
+def gradients(before, after):
+    return [
+        jax.tree.map(jnp.subtract, old.params, new.params)
+        for old, new in (
+            (before.generator, after.generator),
+            (before.discriminator, after.discriminator),
+        )
+    ]
+
+
+def keys(step):
+    """The keys of the three looks that the discriminator takes in a step."""
+    return jax.random.split(jax.random.fold_in(random_key(0, "tokenizer/train", step), 1), 3)
+
+
+def judge(stage, params, model_state, x, key):
+    variables = {"params": params, **model_state}
+    x = diff_augment(key, x, stage.adversary.settings.augment)
+    logits, state = stage.adversary.model.apply(variables, x, train=True, mutable=list(model_state))
+    return logits, state
+
+
+def plain_losses(stage, discriminator, x, key):
+    """Of the tokenizer's parameters: (l2, VQ, hinge) losses, written down as they stand."""
+
+    def losses(params):
+        y, quantized = stage.model.apply({"params": params}, x, train=True)
+        logits, _ = judge(stage, discriminator.params, discriminator.model_state, y, key)
+        return jnp.stack([l2_loss(y, x), quantized["vq_loss"], -jnp.mean(logits)])
+
+    return losses
+
+
+def assert_close(a, b):
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, 1e-3, 1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("adaptive", "max_weight"), [(False, 1.0), (True, 1e6)])
+def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path):
+    """Eq. 1 and VQGAN's Eq. 7; the adaptive weight is taken of l2 alone, and is a constant."""
+    config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})
+    stage = sgd_stage(config, tmp_path)
+    before = jax.jit(stage.init)(jax.random.key(0))
+    after, metrics = jax.jit(stage.train_step)(before, NOTHING, images(), LABELS)
+    generator_gradient, discriminator_gradient = gradients(before, after)
+
+    x, (key_push, key_real, key_fake) = to_float(images()), keys(0)
+    params, opponent = before.generator.params, before.discriminator
+    losses = plain_losses(stage, opponent, x, key_push)
+    values, jacobian = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)))(params)
+    l2, vq, adversarial = (jax.tree.map(lambda j, i=i: j[i], jacobian) for i in range(3))
+    weight = 0.8
+    if adaptive:
+        norms = [np.linalg.norm(g["last_convolution"]["kernel"]) for g in (l2, adversarial)]
+        ratio = min(norms[0] / (norms[1] + 1e-4), max_weight)
+        np.testing.assert_allclose(metrics["adaptive_weight"], ratio, rtol=1e-4)
+        weight *= ratio
+    np.testing.assert_allclose(metrics["adversarial_weight"], weight, rtol=1e-4)
+    wanted = jax.tree.map(lambda a, b, c: a + 0.7 * b + weight * c, l2, vq, adversarial)
+    assert_close(generator_gradient, wanted)
+    np.testing.assert_allclose(metrics["loss"], values @ np.array([1, 0.7, weight]), rtol=1e-4)
+
+    def discriminator_loss(own):
+        y, _ = stage.model.apply({"params": params}, x, train=True)
+        real, state = judge(stage, own, opponent.model_state, x, key_real)
+        fake, state = judge(stage, own, state, y, key_fake)
+        loss = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
+        return loss, (state, jnp.mean(real > 0), jnp.mean(fake < 0))
+
+    plain = jax.jit(jax.value_and_grad(discriminator_loss, has_aux=True))
+    (loss, (state, real, fake)), wanted = plain(opponent.params)
+    assert_close(discriminator_gradient, wanted)
+    assert_close(after.discriminator.model_state, state)
+    measured = [metrics[k] for k in ("discriminator_loss", "accuracy_real", "accuracy_fake")]
+    np.testing.assert_allclose(measured, [loss, real, fake], rtol=1e-4)
+
+
+def test_before_its_start_there_is_no_adversary(config, tmp_path):
+    """Both players and all metrics are as without one, to the bit; then the weight ramps up."""
+    discriminator = config.tokenizer.discriminator
+    discriminator.start, discriminator.ramp, discriminator.adaptive = 2, 3, False
+    stage = sgd_stage(config, tmp_path)
+    without = config.copy_and_resolve_references()
+    without.tokenizer.discriminator.model = ConfigDict({"name": "none"})
+    alone = sgd_stage(without, tmp_path)
+    first = state = jax.jit(stage.init)(jax.random.key(0))
+    lonely = state.replace(discriminator=None)
+    step = jax.jit(stage.train_step, static_argnames="phase")
+    lonely_step = jax.jit(alone.train_step)
+
+    weights = []
+    for i in range(6):
+        state, metrics = step(state, NOTHING, images(), LABELS, phase=stage.phase(i))
+        if i < 2:
+            lonely, lonely_metrics = lonely_step(lonely, {}, images(), LABELS)
+            for x, y in ((state.generator, lonely.generator), (metrics, lonely_metrics)):
+                jax.tree.map(np.testing.assert_array_equal, x, y)
+            jax.tree.map(np.testing.assert_array_equal, state.discriminator, first.discriminator)
+        else:
+            weights.append(float(metrics["adversarial_weight"]))
+    np.testing.assert_allclose(weights, [0.2, 0.4, 0.6, 0.8], rtol=1e-6)
+    moved = jax.tree.map(jnp.array_equal, state.discriminator.params, first.discriminator.params)
+    assert not any(jax.tree.leaves(moved))
+
+
+def test_one_generator_forward_and_one_backward(config, tmp_path):
+    """The step costs the sum of its parts, of which the generator's gradient is one."""
+    config.tokenizer.model.widths = (64,)  # so that another pass would show
+    stage = sgd_stage(config, tmp_path)
+    state = jax.eval_shape(stage.init, jax.random.key(0))
+    player, opponent = state.generator, state.discriminator
+    x = to_float(images())
+
+    def generator(params):
+        (_, quantized), pull_back = jax.vjp(
+            lambda p: stage.model.apply({"params": p}, x, train=True), params
+        )
+        return pull_back((x, jax.tree.map(jnp.zeros_like, quantized)))
+
+    def critics(params, model_state, y):
+        """The discriminator sees the fake twice, for either player, and the real once."""
+
+        def fool(y):
+            return jnp.mean(judge(stage, params, model_state, y, jax.random.key(0))[0])
+
+        def tell_apart(params):
+            real, _ = judge(stage, params, model_state, x, jax.random.key(0))
+            fake, _ = judge(stage, params, model_state, y, jax.random.key(0))
+            return jnp.mean(real) - jnp.mean(fake)
+
+        return jax.grad(fool)(y), jax.grad(tell_apart)(params), jax.grad(l2_loss)(y, x)
+
+    def last_layer(features, kernel, y):
+        own = {"params": {"last_convolution": {"kernel": kernel, "bias": jnp.zeros(3)}}}
+        return stage.model.apply(own, features, method="to_pixels") + y
+
+    def flops(function, *args):
+        return jax.jit(function).lower(*args).cost_analysis()["flops"]
+
+    step = flops(stage.train_step, state, NOTHING, images(), LABELS)
+    parts = flops(generator, player.params)
+    one_pass = parts / 3
+    parts += flops(critics, opponent.params, opponent.model_state, x)
+    kernel = player.params["last_convolution"]["kernel"]
+    features = jax.ShapeDtypeStruct((4, 16, 16, kernel.shape[2]), jnp.float32)
+    # The gradient of a convolution by its kernel costs what the convolution costs.
+    parts += 2 * flops(last_layer, features, kernel, x)
+    assert abs(step - parts) < 0.2 * one_pass
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("weight", -1.0, r"discriminator.weight=-1.0: 0 or more"),
+        ("max_weight", 0.0, r"discriminator.max_weight=0.0: above 0"),
+        ("start", 12, r"discriminator.start=12: a step before the last of 12"),
+        ("ramp", -1, r"discriminator.ramp=-1: 0 or more"),
+        ("loss", "hinges", r"discriminator.loss='hinges': did you mean 'hinge'"),
+        ("augment", ("colour",), r"augment has 'colour': did you mean 'color'"),
+        ("model", ConfigDict({"name": "patch"}), r"discriminator.model.name='patch'.*patchgan"),
+    ],
+)
+def test_bad_settings(setting, value, message, config, tmp_path):
+    config.tokenizer.discriminator[setting] = value
+    with pytest.raises(InputError, match=message):
+        tiny.make_stage(config, "tokenizer", tmp_path)
+
+
+def test_too_small_images_are_refused_before_training(config, tmp_path):
+    config.tokenizer.discriminator.model.num_layers = 4
+    with pytest.raises(InputError, match="PatchGAN with 4 layers was given images of 16x16"):
+        stage = tiny.make_stage(config, "tokenizer", tmp_path)
+        jax.eval_shape(stage.init, jax.random.key(0))

@@ -1,0 +1,73 @@
+"""Losses of a discriminator and of what it judges, and the weight between losses."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vqjax.errors import InputError
+from vqjax.registry import did_you_mean
+
+_ADVERSARIAL_KINDS = ("hinge", "non_saturating")
+
+
+def discriminator_loss(
+    kind: str, real_logits: Float[Array, "real n"], fake_logits: Float[Array, "fake n"]
+) -> Float[Array, ""]:
+    """What the discriminator minimises: the mean over real logits plus that over fake ones.
+
+    The sum, as in the papers; VQGAN's code halves the hinge loss, which Adam does not see.
+
+    Args:
+        kind: "hinge" (Lim and Ye 2017, Eq. 5) or "non_saturating" (Goodfellow et al. 2014, Eq. 1).
+        real_logits: of real images.
+        fake_logits: of generated ones.
+
+    Raises:
+        InputError: unknown kind.
+    """
+    _check_kind(kind)
+    real, fake = real_logits.astype(jnp.float32), fake_logits.astype(jnp.float32)
+    if kind == "hinge":
+        return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
+    return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
+
+
+def generator_loss(kind: str, fake_logits: Float[Array, "fake n"]) -> Float[Array, ""]:
+    """What the generator minimises against `discriminator_loss` of the same kind.
+
+    Raises:
+        InputError: unknown kind.
+    """
+    _check_kind(kind)
+    fake = fake_logits.astype(jnp.float32)
+    return jnp.mean(-fake if kind == "hinge" else jax.nn.softplus(-fake))
+
+
+def adaptive_weight(
+    reconstruction_gradient: Float[Array, "*shape"],
+    adversarial_gradient: Float[Array, "*shape"],
+    maximum: float,
+) -> Float[Array, ""]:
+    """The weight at which the adversarial loss pulls as hard as the reconstruction loss.
+
+    Args:
+        reconstruction_gradient: of the reconstruction loss by the kernel of the last layer.
+        adversarial_gradient: of the generator's loss by the same.
+        maximum: clamps the weight, which explodes where the adversarial gradient vanishes.
+
+    Returns:
+        The ratio of their norms, [0, maximum], a constant to differentiation.
+
+    Source: VQGAN (Esser et al. 2021), Eq. 7, with its code's 1e-4 for delta.
+    """
+    reconstruction, adversarial = (
+        jnp.linalg.norm(gradient.astype(jnp.float32).reshape(-1))
+        for gradient in (reconstruction_gradient, adversarial_gradient)
+    )
+    weight = jnp.clip(reconstruction / (adversarial + 1e-4), 0.0, maximum)
+    return jax.lax.stop_gradient(weight)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _ADVERSARIAL_KINDS:
+        raise InputError(f"adversarial loss {kind!r}: {did_you_mean(kind, _ADVERSARIAL_KINDS)}")

@@ -1,0 +1,30 @@
+"""Learned positions of the cells of a grid."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from vqjax.nn.transformer import INITIALIZER
+
+
+class GridEmbedding(nn.Module):
+    """Learned position of a cell: one table for its row and one for its column, added.
+
+    Attributes:
+        grid: (h, w) of the tables; on another grid they are interpolated linearly.
+        dim: width.
+    """
+
+    grid: tuple[int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> Float[Array, "cells dim"]:
+        """Positions of all cells of a grid in raster order."""
+        tables = []
+        for name, size, wanted in zip(("row", "column"), self.grid, grid, strict=True):
+            table = self.param(name, INITIALIZER, (size, self.dim))
+            if wanted != size:
+                table = jax.image.resize(table, (wanted, self.dim), "linear")
+            tables.append(table)
+        return (tables[0][:, None] + tables[1][None, :]).reshape(-1, self.dim)

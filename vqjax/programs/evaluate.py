@@ -1,0 +1,303 @@
+"""Measures a run by a protocol that is written down with the numbers.
+
+    vqjax evaluate --workdir=runs/openmoji [--what=reconstruction,generation --num=50000]
+    vqjax evaluate --images=samples --reference=statistics.npz --network=inception
+        --network_weights=pt_inception-2015-12-05-6726825d.pth
+
+Writes metrics.json and metrics.txt to <workdir>/evaluation. Stopped, it goes on where it was when
+it is given the same command again. docs/evaluation.md says what each number is.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from absl import flags
+
+from vqjax.errors import InputError
+from vqjax.evaluation.networks import NETWORKS, build_network
+from vqjax.evaluation.npz import write_statistics
+from vqjax.evaluation.protocol import digest
+from vqjax.evaluation.references import Reference, open_images
+from vqjax.evaluation.results import read_results, table, write_results
+from vqjax.evaluation.run_scores import RunScores
+from vqjax.evaluation.scores import Settings
+from vqjax.evaluation.scoring import Scoring, score_images
+from vqjax.features.inception import Resize
+from vqjax.programs import sampling_flags
+from vqjax.programs.host_memory import keep_memory_of_host_computation
+from vqjax.registry import did_you_mean
+from vqjax.runs.workdir import read_config
+from vqjax.training.console import setup_logging
+from vqjax.training.prior_stage import sampling_spec
+
+KINDS = ("reconstruction", "generation")
+SPLITS = ("train", "validation")
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
+IMAGES = flags.DEFINE_string(
+    "images", None, "Score the images of this folder or .npz, of whoever made them, not a run's"
+)
+WHAT = flags.DEFINE_list("what", list(KINDS), "What is scored of a run")
+NUM = flags.DEFINE_integer("num", 50_000, "generation: how many samples")
+SPLIT = flags.DEFINE_enum("split", "validation", SPLITS, "reconstruction: of which images")
+LIMIT = flags.DEFINE_integer("limit", None, "reconstruction: at most so many of them [all]")
+REFERENCE = flags.DEFINE_string(
+    "reference",
+    "train",
+    "generation: compare with this split, with the images of a folder, or with an .npz of ADM's"
+    " (mu and sigma, or arr_0)",
+)
+REFERENCE_NUM = flags.DEFINE_integer(
+    "reference_num", 50_000, "At most so many images of the reference split; 0 for all"
+)
+NETWORK = flags.DEFINE_enum("network", "efficientnet_lite1", NETWORKS, "Whose features are used")
+NETWORK_WEIGHTS = flags.DEFINE_string("network_weights", None, "inception: file of its weights")
+NETWORK_SHA256 = flags.DEFINE_string(
+    "network_sha256", None, "inception: of that file, where it is not the published one"
+)
+RESIZE = flags.DEFINE_enum(
+    "resize", "torch", get_args(Resize), "inception: to 299 pixels as pytorch-fid, TF, clean-fid"
+)
+PIXELS = flags.DEFINE_enum(
+    "pixels", "png", ["png", "float"], "Round what the models make to 8 bits, or do not"
+)
+LABELS = flags.DEFINE_enum(
+    "labels",
+    "balanced",
+    ["balanced", "data"],
+    "generation of a class-conditional run: all classes in turn, or the classes of the reference",
+)
+ACCEPTANCE = flags.DEFINE_list(
+    "acceptance", ["1"], "generation: fractions that a classifier accepts, each scored by itself"
+)
+SAMPLING = sampling_flags.define()
+PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
+BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples")
+OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/evaluation]")
+EXPORT_SAMPLES = flags.DEFINE_string(
+    "export_samples", None, "generation: also write the samples to this .npz, for other evaluators"
+)
+EXPORT_REFERENCE = flags.DEFINE_string(
+    "export_reference", None, "Also write the reference's mu and sigma to this .npz"
+)
+EXPORT_REFERENCE_IMAGES = flags.DEFINE_string(
+    "export_reference_images",
+    None,
+    "generation: also write the images of the reference split to this .npz, for other evaluators",
+)
+EXPORTS = (EXPORT_SAMPLES, EXPORT_REFERENCE, EXPORT_REFERENCE_IMAGES)
+# What each of the others is for, so that none is given in vain.
+OF_INCEPTION = (NETWORK_WEIGHTS, NETWORK_SHA256, RESIZE)
+OF_RECONSTRUCTION = (SPLIT, LIMIT)
+OF_GENERATION = (NUM, REFERENCE_NUM, LABELS, ACCEPTANCE, SEED, EXPORT_SAMPLES)
+OF_GENERATION += (EXPORT_REFERENCE_IMAGES, *SAMPLING.of_samples)
+
+
+def main() -> None:
+    """Checks what is asked for, walks the images, writes and shows the numbers."""
+    keep_memory_of_host_computation()
+    _check_flags()
+    weights = Path(NETWORK_WEIGHTS.value) if NETWORK_WEIGHTS.value else None
+    network = build_network(NETWORK.value, weights, NETWORK_SHA256.value, RESIZE.value)
+    source = Path(WORKDIR.value or IMAGES.value or "")
+    out = _folder(source)
+    batch = SAMPLING.settings["batch_size"].value
+    if batch is None:
+        batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
+        batch = -(-batch // jax.device_count()) * jax.device_count()
+    scoring = Scoring(
+        network,
+        Settings(bootstrap=BOOTSTRAP.value),
+        out,
+        batch,
+        PER_CLASS.value,
+        "png" if PIXELS.value == "png" else "float",
+    )
+    results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    write_results(out, results)
+    print(table(results))
+
+
+def _folder(source: Path) -> Path:
+    """Where results are written; that nothing is in their way is seen before they are there."""
+    if OUT.value:
+        out = Path(OUT.value)
+    elif WORKDIR.value:
+        out = source / "evaluation"
+    else:
+        name = source.resolve().name.removesuffix(".npz")
+        out = source.resolve().with_name(f"{name}-evaluation")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: this is a file, a folder is needed")
+    read_results(out)
+    return out
+
+
+def _check_flags() -> None:
+    """Raises InputError for what is wrong with the flags by themselves."""
+    if bool(WORKDIR.value) == bool(IMAGES.value):
+        raise InputError("give --workdir=<folder of a run>, or --images=<folder or .npz of images>")
+    for several in (WHAT, ACCEPTANCE):
+        if not several.value:
+            raise InputError(f"--{several.name}= is empty: say what is to be scored")
+    for what in WHAT.value:
+        if what not in KINDS:
+            raise InputError(f"--what={what}: {did_you_mean(what, KINDS)}")
+    _check_used()
+    if BOOTSTRAP.value == 1 or BOOTSTRAP.value < 0:
+        raise InputError(f"--bootstrap={BOOTSTRAP.value}: 0 for none, or at least 2")
+    for number in (NUM, LIMIT):
+        if number.value is not None and number.value < 2:
+            raise InputError(f"--{number.name}={number.value}: at least 2 images are needed")
+    if REFERENCE_NUM.value < 2 and REFERENCE_NUM.value != 0:
+        raise InputError(f"--reference_num={REFERENCE_NUM.value}: 0 for all, or at least 2")
+    for export in EXPORTS:
+        if export.value and Path(export.value).suffix != ".npz":
+            raise InputError(f"--{export.name}={export.value}: the name of an .npz file is needed")
+
+
+def _check_used() -> None:
+    """Raises InputError for a flag that is given and would not be looked at."""
+    unused: list[tuple[Sequence[flags.FlagHolder[Any]], str]] = []
+    if NETWORK.value != "inception":
+        unused.append((OF_INCEPTION, f"it is for --network=inception, not {NETWORK.value}"))
+    if IMAGES.value:
+        of_a_run = (*OF_RECONSTRUCTION, *OF_GENERATION, WHAT, PER_CLASS, PIXELS)
+        unused.append((of_a_run, "it is for a run, and --images are given"))
+    if "generation" not in WHAT.value:
+        generation = (*OF_GENERATION, REFERENCE, EXPORT_REFERENCE)
+        unused.append((generation, "it is for generation, which --what leaves out"))
+    if "reconstruction" not in WHAT.value:
+        unused.append((OF_RECONSTRUCTION, "it is for reconstruction, which --what leaves out"))
+    for holders, reason in unused:
+        for flag in holders:
+            if flag.present:
+                raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
+
+
+def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
+    if REFERENCE.value in SPLITS:
+        raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
+    _check_path(IMAGES)
+    _check_path(REFERENCE)
+    images = open_images(path)
+    setup_logging(scoring.folder)
+    reference = scoring.reference(Path(REFERENCE.value or ""))
+    _export(scoring, reference)
+    return {"images": score_images(scoring, images, reference)}
+
+
+def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
+    """The entries of metrics.json; each is written as soon as it is there."""
+    run = RunScores(workdir, scoring)
+    results: dict[str, Any] = {}
+    setup_logging(workdir)
+    samples = _Samples(run) if "generation" in WHAT.value else None
+    if "reconstruction" in WHAT.value:
+        results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
+        write_results(scoring.folder, results)
+    if samples:
+        for acceptance in samples.rejections:
+            name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
+            results[name] = samples.score(acceptance)
+            write_results(scoring.folder, results)
+    return results
+
+
+class _Samples:
+    """What is to be drawn, and its reference; what can be wrong is found before long work."""
+
+    def __init__(self, run: RunScores):
+        self.run = run
+        prior, self.settings = run.generator.prior, run.config.sampling
+        SAMPLING.override(self.settings)
+        self.spec = sampling_spec(prior, prior.grid, self.settings)
+        self.tile = self.settings.get("decode_tile", 0)
+        run.generator.tokenizer.check_tile(self.tile)
+        self.labels = np.arange(NUM.value, dtype=np.int32) % max(prior.num_classes, 1)
+        if LABELS.value == "data" and not prior.num_classes:
+            raise InputError("--labels=data: this run is unconditional; leave the flag out")
+        self.rejections = {
+            acceptance: SAMPLING.rejection(acceptance, prior.num_classes, self.labels)
+            for acceptance in map(_acceptance, ACCEPTANCE.value)
+        }
+        if EXPORT_SAMPLES.value and len(self.rejections) > 1:
+            raise InputError("--export_samples takes one --acceptance at a time")
+        if EXPORT_SAMPLES.value and PIXELS.value != "png":
+            raise InputError("--export_samples writes 8 bits: it needs --pixels=png")
+        _check_path(REFERENCE, SPLITS)
+        if EXPORT_REFERENCE_IMAGES.value and REFERENCE.value not in SPLITS:
+            raise InputError("--export_reference_images writes a split: --reference=train or so")
+        # Weights that are missing are missed now.
+        _ = run.generator.tokenizer_variables, run.generator.prior_variables
+        self.judge = None
+        if prior.num_classes == 1000:
+            self.judge = SAMPLING.build_classifier()
+        if LABELS.value == "data" and REFERENCE.value not in SPLITS:
+            raise InputError("--labels=data needs a reference with classes: a split of the data")
+        self.reference = self._reference()
+        if LABELS.value == "data":
+            self.labels = np.resize(np.asarray(self.reference.labels), NUM.value)
+
+    def _reference(self) -> Reference:
+        if REFERENCE.value in SPLITS:
+            limit = REFERENCE_NUM.value or None
+            reference = self.run.reference(REFERENCE.value, limit)
+            if EXPORT_REFERENCE_IMAGES.value:
+                file = Path(EXPORT_REFERENCE_IMAGES.value)
+                self.run.export_split(REFERENCE.value, limit, reference, file)
+        else:
+            reference = self.run.scoring.reference(Path(REFERENCE.value))
+        _export(self.run.scoring, reference)
+        return reference
+
+    def score(self, acceptance: float) -> dict[str, Any]:
+        """The entry of an acceptance rate."""
+        conditional = self.run.generator.prior.num_classes
+        further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        if self.rejections[acceptance] or self.judge:
+            classifier = SAMPLING.build_classifier()
+            further["classifier"] = {
+                "name": classifier.name,
+                "weights": digest(classifier.variables),
+                "score": SAMPLING.score.value,
+            }
+        return self.run.generation(
+            self.labels,
+            self.spec,
+            self.reference,
+            seed=SEED.value,
+            tile=self.tile,
+            rejection=self.rejections[acceptance],
+            judge=self.judge,
+            further=further,
+            export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
+        )
+
+
+def _check_path(flag: flags.FlagHolder[Any], names: Sequence[str] = ()) -> None:
+    """Raises InputError if a flag is none of the names, no folder and no file."""
+    if flag.value not in names and not Path(flag.value).exists():
+        expected = "".join(f"{name}, " for name in names)
+        raise InputError(
+            f"--{flag.name}={flag.value}: no such folder or file; {expected}a folder of images or"
+            " an .npz of ADM's is needed"
+        )
+
+
+def _acceptance(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--acceptance={text}: fractions like 1,0.5 are needed") from None
+
+
+def _export(scoring: Scoring, reference: Reference) -> None:
+    if EXPORT_REFERENCE.value:
+        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, scoring.network.name)

@@ -1,0 +1,119 @@
+"""What the head of a report says in words and in a few numbers."""
+
+from collections.abc import Mapping
+
+from vqjax.data import Source
+from vqjax.generation.run import Generator
+from vqjax.report.codebook import Codebook
+from vqjax.report.curves import Curves, last
+from vqjax.report.neighbours import Neighbours
+from vqjax.report.page import KeyNumber, Missing, StageReport
+from vqjax.report.tables import Evaluation, Metric, number
+
+Evaluations = Mapping[str, Evaluation | Missing]
+Stages = Mapping[str, StageReport | Missing]
+
+_DISTANCES = {"reconstruction": ("rFID", "rFD"), "generation": ("FID", "FD")}
+
+
+def summary(
+    generator: Generator,
+    stages: Stages,
+    training: Source | Missing,
+    found: Evaluations,
+    codebook: Codebook | Missing,
+    neighbours: Neighbours | Missing,
+) -> str:
+    """A paragraph: what was trained on what, and how good it is."""
+    data, tokenizer = generator.config.data, generator.tokenizer
+    h, w = tokenizer.grid(data.resolution, data.resolution)
+    sizes = {
+        name: f"{stage.model}, {_millions(stage.size)} parameters"
+        for name, stage in stages.items()
+        if isinstance(stage, StageReport)
+    }
+    models = (
+        f"A tokenizer ({sizes['tokenizer']}) that turns {data.resolution}×{data.resolution} pixels"
+        f" into {h}×{w} codes out of {tokenizer.num_codes:,}"
+    )
+    if "prior" in sizes:
+        kind = "class-conditional" if generator.prior.num_classes else "unconditional"
+        models += f", and a prior ({sizes['prior']}, {kind}) that draws such codes"
+    images = "" if isinstance(training, Missing) else f"{len(training):,} images: "
+    sentences = [f"{models}; trained on {images}{data.source.name}"]
+    for what, told in (("reconstruction", "Held-out images are reconstructed"), ("generation", "")):
+        distance = _distance(found[what], what)
+        quality = _metric(found[what], "PSNR")
+        parts = [f"at {quality.value:.1f} dB (PSNR)"] if quality else []
+        if distance:
+            parts.append(f"with {_with_interval(distance)}")
+        if parts and told:
+            sentences.append(f"{told} {', '.join(parts)}")
+        elif distance:
+            sentences.append(f"Samples have {_with_interval(distance)}")
+    if isinstance(codebook, Codebook):
+        sentences.append(
+            f"{codebook.used:,} of the codes are used, with a perplexity of"
+            f" {number(codebook.perplexity)}"
+        )
+    if isinstance(neighbours, Neighbours):
+        sentences.append(
+            f"{100 * neighbours.near:.3g} % of the samples are as near to a training image as"
+            f" {100 * neighbours.near_held_out:.3g} % of the held-out images are"
+        )
+    return f"{'. '.join(sentences)}."
+
+
+def key_numbers(
+    stages: Stages,
+    found: Evaluations,
+    codebook: Codebook | Missing,
+    curves: Curves | Missing,
+) -> list[KeyNumber]:
+    """The few numbers that say most; where a run is not evaluated, the training's own."""
+    numbers = []
+    quality = _metric(found["reconstruction"], "PSNR")
+    trained = last(curves, "validation/psnr") if isinstance(curves, dict) else None
+    if quality:
+        numbers.append(KeyNumber("PSNR", f"{quality.value:.2f} dB", "of reconstructions"))
+    elif trained is not None:
+        numbers.append(KeyNumber("PSNR", f"{trained:.2f} dB", "last evaluation in training"))
+    for what, of in (("reconstruction", "of reconstructions"), ("generation", "of samples")):
+        distance = _distance(found[what], what)
+        if distance:
+            note = of if not distance.interval else f"{of}, {_interval(distance)}"
+            numbers.append(KeyNumber(distance.name, number(distance.value), note))
+    if isinstance(codebook, Codebook):
+        share = f"{100 * codebook.used / codebook.num_codes:.3g} %"
+        of = f"{codebook.used:,} of {codebook.num_codes:,} codes"
+        numbers.append(KeyNumber("Codebook usage", share, of))
+        note = "of the codes, whole split"
+        numbers.append(KeyNumber("Perplexity", number(codebook.perplexity), note))
+    for name, stage in stages.items():
+        if isinstance(stage, StageReport):
+            note = f"parameters, {stage.trained:,} steps"
+            numbers.append(KeyNumber(name.capitalize(), _millions(stage.size), note))
+    return numbers
+
+
+def _metric(evaluation: Evaluation | Missing, name: str) -> Metric | None:
+    return evaluation.metric(name) if isinstance(evaluation, Evaluation) else None
+
+
+def _distance(evaluation: Evaluation | Missing, what: str) -> Metric | None:
+    """The Fréchet distance, on whichever network."""
+    return next(filter(None, (_metric(evaluation, name) for name in _DISTANCES[what])), None)
+
+
+def _with_interval(metric: Metric) -> str:
+    interval = f" ({_interval(metric)})" if metric.interval else ""
+    return f"{metric.name} {number(metric.value)}{interval}"
+
+
+def _interval(metric: Metric) -> str:
+    assert metric.interval
+    return " to ".join(number(end) for end in metric.interval)
+
+
+def _millions(size: int) -> str:
+    return f"{size / 1e6:.3g} M" if size >= 100_000 else f"{size:,}"
