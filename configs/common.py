@@ -3,10 +3,17 @@
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
-from ml_collections.config_dict import placeholder
 
+from vqjax.data import DataSettings
 from vqjax.errors import InputError
 from vqjax.registry import did_you_mean
+from vqjax.runs.build import DrawingSettings
+from vqjax.samplers import SAMPLERS
+from vqjax.settings import defaults_of
+from vqjax.training.adversary import AdversarialSettings
+from vqjax.training.optimizers import OptimizerSettings
+from vqjax.training.stage import StageSettings
+from vqjax.training.tokenizer_stage import LossWeights
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -49,61 +56,56 @@ def get_config() -> ConfigDict:
     # Run in this order in one workdir; finished ones are skipped.
     config.stages = ("tokenizer", "prior")
 
-    config.data = ConfigDict()
+    config.data = defaults_of(DataSettings)
     config.data.source = ConfigDict({"name": "openmoji"})
-    config.data.resolution = 256
-    config.data.crop = "random"  # "center" or "random", after the shorter side is resized
-    config.data.min_scale = (
-        1.0  # random zoom: the crop takes at least this part of the shorter side
-    )
-    config.data.flip = True
-    config.data.workers = 4  # processes that load images; 0 loads in threads of the main process
-    config.data.on_broken = "error"  # or "skip": name, count and replace an unreadable image
+    # What the prior is told of an image: "none" or "class".
+    config.condition = ConfigDict({"name": "none"})
 
     # Devices along each axis; -1 takes all that are left. Batches are split over data x fsdp,
     # parameters over fsdp (largest divisible axis) and tensor (heads and MLP of transformers).
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
-    config.tokenizer = _stage()
-    config.tokenizer.model = ConfigDict({"name": "efficient_vqgan"})
-    config.tokenizer.loss = ConfigDict(
-        {"l1": 0.0, "l2": 1.0, "perceptual": 1.0, "perceptual_net": "vgg16", "vq": 1.0}
-    )
-    config.tokenizer.discriminator = ConfigDict(
-        {
-            "model": {"name": "none"},  # none, patchgan or projected
-            "loss": "hinge",  # or "non_saturating"
-            "weight": 0.8,  # of the adversarial loss, times the adaptive weight
-            "adaptive": True,  # scale it to the reconstruction's gradient at the last layer
-            "max_weight": 10.0,  # clamp of the adaptive weight
-            "start": 0,  # first step with a discriminator; before it, it costs no time
-            "ramp": 0,  # steps over which the weight then grows from 0
-            "augment": (),  # of "color", "translation", "cutout": what the discriminator sees
-            "optimizer": _optimizer(),
-        }
-    )
-    config.tokenizer.best_metric = "psnr"
-    config.tokenizer.best_mode = "max"
+    config.tokenizer = tokenizer_stage()
+    config.prior = prior_stage("multigrained")
+    config.sampling = sampling("multigrained")
+    return config
 
-    config.prior = _stage()
-    config.prior.model = ConfigDict({"name": "multigrained", "conditional": False})
-    config.prior.best_metric = "loss_at_0.5"
-    config.prior.best_mode = "min"
 
-    config.sampling = ConfigDict(
-        {
-            "steps": 8,  # T, parallel steps in each block
-            "temperature": 1.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "choice_temperature": 4.5,
-            "guidance": 1.0,  # classifier-free; 1 for none
-            "guidance_schedule": "constant",  # or "linear": grows from 1 as an image is filled
-            "num_images": 64,
-            "batch_size": 64,
-            "decode_tile": 0,  # side in pixels of the tiles that are decoded one by one; 0: whole
-        }
-    )
+def tokenizer_stage() -> ConfigDict:
+    """The defaults of a stage that trains a tokenizer."""
+    stage = _stage("tokenizer")
+    stage.model = ConfigDict({"name": "efficient_vqgan"})
+    stage.loss = defaults_of(LossWeights)
+    stage.discriminator = defaults_of(AdversarialSettings)
+    stage.discriminator.model = ConfigDict({"name": "none"})  # none, patchgan or projected
+    stage.discriminator.optimizer = defaults_of(OptimizerSettings)
+    stage.best_metric = "psnr"
+    return stage
+
+
+def decoder_stage(tokenizer: ConfigDict) -> ConfigDict:
+    """The defaults of a stage that trains a decoder on the codes of a tokenizer's stage."""
+    stage = tokenizer.copy_and_resolve_references()
+    stage.kind = "decoder"
+    stage.tokenizer = "tokenizer"  # the stage whose encoder and codebook are kept
+    stage.loss.vq = 0.0
+    return stage
+
+
+def prior_stage(name: str) -> ConfigDict:
+    """The defaults of a stage that trains a prior of this name."""
+    stage = _stage("prior")
+    stage.tokenizer = "tokenizer"  # the stage whose codes it models
+    stage.model = ConfigDict({"name": name})
+    stage.best_metric = "loss_at_0.5"
+    stage.best_mode = "min"
+    return stage
+
+
+def sampling(name: str) -> ConfigDict:
+    """The defaults of drawing images from a prior of this name."""
+    config = defaults_of(SAMPLERS[name].settings)
+    config.update(defaults_of(DrawingSettings))
     return config
 
 
@@ -214,7 +216,6 @@ def efficient_vqgan(
     prior.model = ConfigDict(
         {
             "name": "multigrained",
-            "conditional": False,
             "condition_dropout": 0.0,
             "dim": 768,
             "num_layers": 24,
@@ -250,18 +251,11 @@ def efficient_vqgan(
     return config
 
 
-def _stage() -> ConfigDict:
+def _stage(kind: str) -> ConfigDict:
     """The settings that every stage has."""
-    stage = ConfigDict()
-    stage.init_from = ""  # another workdir whose stage of this name is used instead of training one
-    stage.batch_size = 256  # global
-    stage.microbatches = 1  # gradient accumulation: the batch is worked off in this many parts
-    stage.steps = 100_000
-    stage.optimizer = _optimizer()
-    stage.ema_decay = 0.0  # 0 keeps no moving average of the weights
-    stage.log_every = 50
-    stage.eval_every = 5_000
-    stage.eval_images = 2_048  # of the validation split, at most
+    stage = defaults_of(StageSettings)
+    stage.kind = kind
+    stage.optimizer = defaults_of(OptimizerSettings)
     # Frechet distance at every evaluation, of so many images (0: none): "rFD-lite1" of the
     # tokenizer's reconstructions, "FD-lite1" of the prior's samples, "rFID" and "FID" with
     # inception and a file of its weights. Also as `best_metric`, with best_mode "min".
@@ -274,27 +268,4 @@ def _stage() -> ConfigDict:
             "resize": "torch",
         }
     )
-    stage.checkpoint_every = 5_000
-    stage.keep_checkpoints = 2  # the newest; the best by `best_metric` is kept besides
-    stage.best_metric = ""
-    stage.best_mode = "max"
-    stage.use = "last"  # which checkpoint later stages and sample.py take: "last" or "best"
     return stage
-
-
-def _optimizer() -> ConfigDict:
-    """The settings of an optimizer and its learning rate."""
-    return ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 1e-4,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "clip_norm": placeholder(float),
-            "schedule": "cosine",  # constant, cosine, linear or exponential, after the warm-up
-            "warmup_steps": 0,
-            "end_factor": 0.0,
-        }
-    )

@@ -43,6 +43,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
     config.data.source = ConfigDict({"name": "tfds", "dataset": "imagenet2012", "data_dir": ""})
     config.data.crop = "random"
-    config.prior.model.conditional = True
+    config.condition.name = "class"
     config.prior.model.condition_dropout = 0.1
     return config

@@ -99,7 +99,6 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.model = ConfigDict(
         {
             "name": "multigrained",
-            "conditional": False,
             "condition_dropout": 0.0,
             "dim": dim,
             "num_layers": layers,

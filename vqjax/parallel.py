@@ -162,6 +162,14 @@ def state_shardings(
     return jax.tree.map_with_path(sharding, abstract_state)
 
 
+def placed(shapes: PyTree, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes with the sharding that each leaf of a state or of variables has on a mesh."""
+    shardings = state_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
 def leaf_path(path: tuple) -> str:
     """A leaf's key path as text: "generator/params/decoder/conv/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -3,19 +3,18 @@
 Source: van den Oord et al. 2017 (VQ-VAE), Eq. 3 and appendix A.1; paper 000, section 3.1.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
-# Collections that the quantizer writes in training: statistics that are part of the model's state,
-# and codes that a gradient codebook, being a parameter, can only have replaced by the training
-# step.
+from vqjax.errors import check_fields
+
+# The collection of a moving-average codebook and its statistics.
 STATE = "quantizer"
-RESTARTS = "restarts"
 
 
 def nearest_code(z: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[Array, "n"]:
@@ -51,9 +50,21 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
 
 
-def count_codes(codes: Int[Array, "*n"], num_codes: int) -> Float[Array, "k"]:
-    """How often each code occurs."""
-    return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
+def count_codes(
+    codes: Int[Array, "*n"], num_codes: int, valid: Bool[Array, "b"] | None = None
+) -> Float[Array, "k"]:
+    """How often each code occurs.
+
+    Args:
+        codes: of any number of images.
+        num_codes: size of the codebook.
+        valid: which rows of `codes` count; None for all.
+    """
+    if valid is not None:
+        there = valid.reshape(-1, *(1,) * (codes.ndim - 1))
+        # One bin more, for those that do not count.
+        codes = jnp.where(there, codes, num_codes)
+    return jnp.bincount(codes.reshape(-1), length=num_codes + 1)[:-1].astype(jnp.float32)
 
 
 def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
@@ -65,13 +76,6 @@ def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
 def usage(counts: Float[Array, "k"]) -> Float[Array, ""]:
     """Fraction of the codes that occur at all, [0, 1]."""
     return jnp.mean(counts > 0)
-
-
-def ema_update(
-    average: Float[Array, "*s"], value: Float[Array, "*s"], decay: float
-) -> Float[Array, "*s"]:
-    """One step of an exponential moving average."""
-    return decay * average + (1.0 - decay) * value
 
 
 class VectorQuantizer(nn.Module):
@@ -86,8 +90,8 @@ class VectorQuantizer(nn.Module):
         decay: of the moving averages.
         latent_norm: what is done to a vector before the search: "none"; "layer", LayerNorm without
             parameters; "l2", codes and vectors on the unit sphere (ViT-VQGAN).
-        restart_below: a code used less often than this per batch (moving average) is dead and
-            restarts at a vector of the batch; 0 never restarts.
+        restart_below: a code of a moving-average codebook that is used less often than this per
+            batch (moving average) is dead and restarts at a vector of the batch; 0 never restarts.
     """
 
     num_codes: int = 1024
@@ -97,6 +101,17 @@ class VectorQuantizer(nn.Module):
     decay: float = 0.99
     latent_norm: Literal["none", "layer", "l2"] = "none"
     restart_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            FieldError: restarts of a codebook that is learned by gradient.
+        """
+        moving = self.learning == "ema"
+        restarts = "0 where learning is not 'ema', or above"
+        check_fields(self, [("restart_below", self.restart_below == 0 or moving, restarts)])
+        super().__post_init__()
 
     def setup(self) -> None:
         """Declares the codebook: a parameter, or state where it is a moving average."""
@@ -115,11 +130,7 @@ class VectorQuantizer(nn.Module):
                 STATE, "code_sum", lambda: init_codes(self.make_rng("params"))
             )
             self.started = self.variable(STATE, "started", lambda: jnp.zeros((), bool))
-        if self.learning == "ema" or self.restart_below > 0:
             self.code_count = self.variable(STATE, "code_count", jnp.ones, (self.num_codes,))
-        if self.learning == "gradient" and self.restart_below > 0:
-            self.dead = self.variable(RESTARTS, "dead", jnp.zeros, (self.num_codes,), bool)
-            self.successors = self.variable(RESTARTS, "successors", jnp.zeros, shape)
 
     def codes(self) -> Float[Array, "k d"]:
         """The codebook as it is compared with the latents."""
@@ -135,16 +146,18 @@ class VectorQuantizer(nn.Module):
 
     def __call__(
         self, z: Float[Array, "*b d"], train: bool = False
-    ) -> tuple[Float[Array, "*b d"], Int[Array, "*b"], dict[str, Float[Array, ""]]]:
+    ) -> tuple[
+        Float[Array, "*b d"], Int[Array, "*b"], Float[Array, ""], dict[str, Float[Array, ""]]
+    ]:
         """Replaces each vector by its nearest code.
 
-        In training the collections "quantizer" and "restarts" have to be mutable, and dead codes
-        draw from the rng stream "restart". All statistics are of the whole batch, on all devices.
+        In training the collection "quantizer" has to be mutable, and a moving-average codebook
+        draws from the rng stream "restart". All statistics are of the whole batch, on all devices.
 
         Returns:
             The quantized vectors, with the straight-through gradient, in the dtype of `z`; their
-            codes; and a dict with "vq_loss" (codebook loss + beta * commitment loss; the latter
-            alone with moving averages), "commitment_loss" (unweighted) and "batch_perplexity".
+            codes; the loss (codebook loss + beta * commitment loss; the latter alone with moving
+            averages); and a dict with "commitment_loss" (unweighted) and "batch_perplexity".
         """
         dtype = z.dtype
         z = z.astype(jnp.float32)
@@ -153,7 +166,8 @@ class VectorQuantizer(nn.Module):
         elif self.latent_norm == "l2":
             z = l2_normalize(z)
         flat = z.reshape(-1, self.code_dim)
-        if train and self.learning == "ema":
+        learns = train and self.learning == "ema" and not self.is_initializing()
+        if learns:
             self._start(flat)
 
         codebook = self.codes()
@@ -166,14 +180,10 @@ class VectorQuantizer(nn.Module):
         if self.learning == "gradient":
             loss = loss + codebook_loss(z, z_q)
         counts = count_codes(codes, self.num_codes)
-        if train:
-            self._learn(jax.lax.stop_gradient(flat), codes.reshape(-1), counts)
-        metrics = {
-            "vq_loss": loss,
-            "commitment_loss": commitment,
-            "batch_perplexity": perplexity(counts),
-        }
-        return straight_through(z, z_q).astype(dtype), codes, metrics
+        if learns:
+            self._move_averages(jax.lax.stop_gradient(flat), codes.reshape(-1), counts)
+        metrics = {"commitment_loss": commitment, "batch_perplexity": perplexity(counts)}
+        return straight_through(z, z_q).astype(dtype), codes, loss, metrics
 
     def _draw(self, flat: Float[Array, "n d"]) -> Float[Array, "k d"]:
         """A vector of the batch for every code."""
@@ -182,19 +192,16 @@ class VectorQuantizer(nn.Module):
 
     def _start(self, flat: Float[Array, "n d"]) -> None:
         """Puts a moving-average codebook on vectors of the first batch."""
-        if self.is_initializing():
-            return
         started = self.started.value
         self.code_sum.value = jnp.where(started, self.code_sum.value, self._draw(flat))
         self.started.value = jnp.ones((), bool)
 
-    def _learn(
+    def _move_averages(
         self, flat: Float[Array, "n d"], codes: Int[Array, "n"], counts: Float[Array, "k"]
     ) -> None:
         """Moves the averages and replaces dead codes."""
-        if self.is_initializing() or not (self.learning == "ema" or self.restart_below > 0):
-            return
-        count = ema_update(self.code_count.value, counts, self.decay)
+        # incremental_update(a, b, s) is s a + (1 - s) b: of the average the decay stays.
+        count = optax.incremental_update(self.code_count.value, counts, self.decay)
         # A code out of use keeps its value, but its sum and count would fade to 0 / 0.
         faded = count < 1e-6
         count = jnp.where(faded, self.code_count.value, count)
@@ -202,38 +209,12 @@ class VectorQuantizer(nn.Module):
         # Above the threshold, so that a restarted code has the time to find use.
         fresh = max(1.0, self.restart_below)
         self.code_count.value = jnp.where(dead, fresh, count)
-        if self.learning == "ema":
-            # A product with one-hot columns, since accelerators multiply faster than they scatter,
-            # and a CPU is four times faster where the left factor is not transposed.
-            one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32, axis=0)
-            total = jnp.einsum("kn,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST)
-            average = ema_update(self.code_sum.value, total, self.decay)
-            average = jnp.where(faded[:, None], self.code_sum.value, average)
-            if self.restart_below > 0:
-                average = jnp.where(dead[:, None], fresh * self._draw(flat), average)
-            self.code_sum.value = average
-        else:
-            # A step of several microbatches collects the restarts of them all.
-            successors = jnp.where(dead[:, None], self._draw(flat), self.successors.value)
-            self.successors.value = successors
-            self.dead.value = self.dead.value | dead
-
-
-def apply_restarts(params: Mapping[str, Any], restarts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters in which the dead codes of every gradient codebook are replaced.
-
-    Args:
-        params: the model's parameters, or their moving average.
-        restarts: the collection "restarts" after the same step: "dead", bool[k], and "successors",
-            float[k, d], where a quantizer is in the tree of modules.
-    """
-    result = dict(params)
-    for name, value in restarts.items():
-        if name == "dead":
-            dead: Bool[Array, k] = value
-            result["codebook"] = jnp.where(
-                dead[:, None], restarts["successors"], params["codebook"]
-            )
-        elif isinstance(value, Mapping):
-            result[name] = apply_restarts(params[name], value)
-    return result
+        # A product with one-hot columns, since accelerators multiply faster than they scatter,
+        # and a CPU is four times faster where the left factor is not transposed.
+        one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32, axis=0)
+        total = jnp.einsum("kn,nd->kd", one_hot, flat, precision=jax.lax.Precision.HIGHEST)
+        average = optax.incremental_update(self.code_sum.value, total, self.decay)
+        average = jnp.where(faded[:, None], self.code_sum.value, average)
+        if self.restart_below > 0:
+            average = jnp.where(dead[:, None], fresh * self._draw(flat), average)
+        self.code_sum.value = average

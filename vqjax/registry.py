@@ -5,9 +5,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
+from vqjax.errors import FieldError, InputError
 
 T = TypeVar("T")
 
@@ -32,31 +33,45 @@ def build(
         given: fields that the program knows and the config may not set.
 
     Raises:
-        InputError: unknown name or field.
+        InputError: unknown name or field, or a value that the class refuses.
     """
     fields = dict(config)
     name = fields.pop("name", None)
     if name not in registry:
         raise InputError(f"config.{part}.name={name!r}: {did_you_mean(str(name), registry)}")
     cls = registry[name]
-    check_fields(part, cls, fields, exclude=given)
-    return cls(**{key: _tuples(value) for key, value in fields.items()}, **given)
+    return from_fields(part, cls, fields, **given)
 
 
-def check_fields(
+def from_fields(part: str, cls: type[T], fields: Mapping[str, Any] | ConfigDict, **given: Any) -> T:
+    """Builds a dataclass from a sub-config that has no "name"; otherwise as `build`.
+
+    Raises:
+        InputError: unknown field, or a value that the class refuses.
+    """
+    check_names(part, cls, fields, exclude=given)
+    try:
+        return cls(**{key: _tuples(value) for key, value in fields.items()}, **given)
+    except FieldError as e:
+        raise InputError(f"config.{part}.{e}") from None
+
+
+def check_names(
     part: str,
     cls: type,
     fields: Mapping[str, Any] | ConfigDict,
     exclude: Iterable[str] = (),
 ) -> None:
-    """Checks that the dataclass `cls` can be built with these fields.
+    """Checks that the dataclass `cls` has these fields.
 
     Raises:
         InputError: a key that is no field, or is in `exclude`; a value that is none of those of its
             field, where that is a Literal.
     """
     types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
-    valid = set(types) - {"name", "parent", *exclude}
+    valid = set(types) - set(exclude)
+    if issubclass(cls, nn.Module):
+        valid -= {"name", "parent"}
     for key, value in fields.items():
         if key not in valid:
             raise InputError(

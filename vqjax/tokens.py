@@ -14,11 +14,14 @@ class Tokens:
     """A batch of images as codes at positions of a latent grid; a pytree.
 
     A dense tokenizer has one code for every cell (n = h * w, positions = arange); a sparse one
-    keeps n < h * w.
+    keeps n < h * w. Where not every image of a batch has the same number of tokens, as where some
+    are known and others are to be sampled, the position h * w says that there is none: all images
+    keep one shape, and no program is compiled anew.
 
     Attributes:
         codes: indices into the codebook, [0, num_codes).
-        positions: flat raster index (row * w + column) of each code in the latent grid, [0, h * w).
+        positions: flat raster index (row * w + column) of each code in the latent grid, [0, h * w);
+            h * w for no token.
         grid: the latent grid (h, w), static.
     """
 
@@ -33,6 +36,13 @@ class Tokens:
         positions = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32), (b, h * w))
         return cls(code_map.reshape(b, h * w), positions, (h, w))
 
+    @classmethod
+    def none(cls, batch: int, grid: tuple[int, int]) -> "Tokens":
+        """No tokens of any cell, in the shape of dense ones."""
+        cells = grid[0] * grid[1]
+        codes = jnp.zeros((batch, cells), jnp.int32)
+        return cls(codes, jnp.full_like(codes, cells), grid)
+
     @property
     def code_map(self) -> Int[Array, "b h w"]:
         """The codes of dense tokens as a map.
@@ -44,6 +54,13 @@ class Tokens:
         if n != h * w:
             raise ValueError(f"sparse tokens ({n} codes on a {h}x{w} grid) have no code map")
         return self.codes.reshape(b, h, w)
+
+    def scattered(self, missing: int) -> Int[Array, "b cells"]:
+        """The code of every cell in raster order; `missing` where there is no token."""
+        (b, _), (h, w) = self.codes.shape, self.grid
+        empty = jnp.full((b, h * w), missing, jnp.int32)
+        rows = jnp.arange(b)[:, None]
+        return empty.at[rows, self.positions].set(self.codes, mode="drop")
 
     def tree_flatten_with_keys(self) -> tuple[Any, tuple[int, int]]:
         """Children with their keys, and the static grid."""

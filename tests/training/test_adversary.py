@@ -12,7 +12,7 @@ from vqjax.discriminators.augmentation import diff_augment
 from vqjax.errors import InputError
 from vqjax.losses.pixelwise import l2_loss
 from vqjax.pixels import to_float
-from vqjax.training.state import random_key
+from vqjax.random_keys import random_key
 
 SGD = optax.sgd(1.0)
 

@@ -13,7 +13,7 @@ import tiny
 from vqjax.data import build_source, train_batches
 from vqjax.parallel import global_batch, make_mesh, state_shardings
 from vqjax.training import loop
-from vqjax.training.state import random_key
+from vqjax.random_keys import random_key
 
 STEPS = 10
 SPLITS = [

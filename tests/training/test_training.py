@@ -15,7 +15,7 @@ from vqjax.losses.pixelwise import l1_loss, l2_loss
 from vqjax.parallel import global_batch
 from vqjax.pixels import to_float
 from vqjax.training import loop
-from vqjax.training.state import random_key
+from vqjax.random_keys import random_key
 from vqjax.training.tokenizer_stage import TokenizerStage
 
 STAGES = ("tokenizer", "prior")

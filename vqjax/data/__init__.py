@@ -8,13 +8,14 @@ from vqjax import registry
 from vqjax.data.folder import Folder
 from vqjax.data.images import BrokenImageError
 from vqjax.data.openmoji import OpenMoji
-from vqjax.data.pipeline import evaluation_batches, train_batches
+from vqjax.data.pipeline import DataSettings, evaluation_batches, train_batches
 from vqjax.data.sources import Example, Source, Split
 from vqjax.data.tfds import TFDS
 
 __all__ = [
     "SOURCES",
     "BrokenImageError",
+    "DataSettings",
     "Example",
     "Source",
     "Split",

@@ -10,14 +10,40 @@ import grain
 import numpy as np
 from absl import flags
 
+from vqjax.conditions import Condition
 from vqjax.data.images import BrokenImageError, center_crop, random_crop, random_flip
 from vqjax.data.sources import Source
 from vqjax.errors import InputError
+from vqjax.settings import Range, check_settings, setting
 
 Batch = dict[str, np.ndarray]
+Crop = Literal["center", "random"]
 OnBroken = Literal["error", "skip"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """How images of a source become those that are trained on; `config.data` without its source.
+
+    Raises:
+        FieldError: a value out of its range.
+    """
+
+    resolution: int = setting(256, "side of the images in pixels", Range(1))
+    crop: Crop = setting("random", "place of the square, after the shorter side is resized")
+    min_scale: float = setting(
+        1.0, "random zoom: least part of the shorter side that a crop takes", Range(0, 1, True)
+    )
+    flip: bool = setting(True, "mirror half of the images")
+    workers: int = setting(4, "processes that load images; 0 loads in this process", Range(0))
+    on_broken: OnBroken = setting("error", "an unreadable image: stop, or name and replace it")
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_settings(self)
+
 
 # Batches decoded ahead, each by one thread: image decoding and resizing release the GIL.
 _READ_AHEAD = 4
@@ -25,12 +51,13 @@ _READ_AHEAD = 4
 
 def train_batches(
     source: Source,
+    condition: Condition,
     *,
     batch_size: int,
     seed: int,
     start_step: int,
     resolution: int,
-    crop: Literal["center", "random"] = "center",
+    crop: Crop = "center",
     min_scale: float = 1.0,
     flip: bool = False,
     workers: int = 0,
@@ -49,6 +76,7 @@ def train_batches(
 
     Args:
         source: the images.
+        condition: what is told of each image besides.
         batch_size: images of all processes together.
         seed: of the shuffle and the augmentation, in [0, 2**32).
         start_step: step of the first batch.
@@ -63,7 +91,8 @@ def train_batches(
             next readable one of the source in its place.
 
     Yields:
-        {"image": uint8 [b, resolution, resolution, 3], "label": int32 [b]} with b the local batch.
+        {"image": uint8 [b, resolution, resolution, 3], "condition": int32 [b, c]} with b the local
+        batch.
 
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
@@ -79,7 +108,7 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .map(_Read(source, on_broken))
+        .map(_Read(source, condition, on_broken))
         .random_map(_Augment(resolution, crop, min_scale, flip))
     )
     batch = _TrainBatch(elements, batch_size, process_index * local, local)
@@ -90,6 +119,7 @@ def train_batches(
 
 def evaluation_batches(
     source: Source,
+    condition: Condition,
     *,
     batch_size: int,
     resolution: int,
@@ -107,6 +137,7 @@ def evaluation_batches(
 
     Args:
         source: the images.
+        condition: what is told of each image besides.
         batch_size: images of all processes together.
         resolution: side of the images in pixels.
         limit: number of images, the first of that order; None for all.
@@ -116,9 +147,9 @@ def evaluation_batches(
         on_broken: as for `train_batches`.
 
     Yields:
-        {"image": uint8 [b, resolution, resolution, 3], "label": int32 [b], "index": int32 [b],
-        "valid": bool [b]} with b the local batch. Rows that are not valid, padding and stand-ins
-        for broken images, must not be counted.
+        {"image": uint8 [b, resolution, resolution, 3], "condition": int32 [b, c], "label": int32
+        [b], "index": int32 [b], "valid": bool [b]} with b the local batch. Rows that are not valid,
+        padding and stand-ins for broken images, must not be counted.
 
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
@@ -126,14 +157,15 @@ def evaluation_batches(
     local = _local_batch_size(batch_size, process_count)
     count = len(source) if limit is None else min(limit, len(source))
 
-    read = _Read(source, on_broken)
+    read = _Read(source, condition, on_broken)
     order = np.random.default_rng(0).permutation(len(source))[:count]
     batch = _EvaluationBatch(read, resolution, order, batch_size, process_index * local, local)
     batches = max(-(-count // batch_size), start)
     return _deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
 
 
-# An example's image and label, and the messages of the broken images that it stands in for.
+# An example's image, condition and label, and the messages of the broken images that it stands in
+# for.
 _Element = dict[str, Any]
 
 
@@ -141,6 +173,7 @@ _Element = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class _Read:
     source: Source
+    condition: Condition
     on_broken: OnBroken
 
     def __call__(self, index: int) -> _Element:
@@ -154,14 +187,19 @@ class _Read:
                     raise
                 broken.append(str(error))
             else:
-                return {"image": example["image"], "label": example["label"], "broken": broken}
+                return {
+                    "image": example["image"],
+                    "condition": self.condition.encode(example),
+                    "label": example["label"],
+                    "broken": broken,
+                }
         raise InputError(f"none of the {count} images can be read; the first: {broken[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Augment:
     resolution: int
-    crop: Literal["center", "random"]
+    crop: Crop
     min_scale: float
     flip: bool
 
@@ -205,8 +243,12 @@ class _EvaluationBatch:
         valid = [
             place < count and not row["broken"] for place, row in zip(places, chosen, strict=True)
         ]
-        index = np.array(indices, np.int32)
-        return {**_stack(chosen), "index": index, "valid": np.array(valid)}
+        return {
+            **_stack(chosen),
+            "label": np.array([row["label"] for row in chosen], np.int32),
+            "index": np.array(indices, np.int32),
+            "valid": np.array(valid),
+        }
 
     def _row(self, index: int) -> _Element:
         element = self.read(index)
@@ -216,7 +258,7 @@ class _EvaluationBatch:
 def _stack(elements: list[_Element]) -> dict[str, Any]:
     return {
         "image": np.stack([element["image"] for element in elements]),
-        "label": np.array([element["label"] for element in elements], np.int32),
+        "condition": np.stack([element["condition"] for element in elements]),
         "broken": [message for element in elements for message in element["broken"]],
     }
 

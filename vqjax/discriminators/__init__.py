@@ -27,10 +27,10 @@ DISCRIMINATORS: Mapping[str, type[Discriminator]] = {
 }
 
 
-def build_discriminator(config: Mapping[str, Any] | ConfigDict) -> Discriminator:
+def build_discriminator(part: str, config: Mapping[str, Any] | ConfigDict) -> Discriminator:
     """The discriminator of `config.tokenizer.discriminator.model`.
 
     Raises:
         InputError: unknown name or field.
     """
-    return registry.build("tokenizer.discriminator.model", DISCRIMINATORS, config)
+    return registry.build(part, DISCRIMINATORS, config)

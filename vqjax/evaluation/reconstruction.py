@@ -15,6 +15,8 @@ from vqjax.evaluation.rows import Columns, Rows
 from vqjax.evaluation.scores import Scores
 from vqjax.losses.perceptual import LPIPS, MIN_SIZE
 from vqjax.losses.pixelwise import psnr
+from vqjax.pixels import to_float
+from vqjax.runs.weights import tokens_shape
 from vqjax.tokenizers import Tokenizer
 
 # Codes that are counted at a time.
@@ -25,13 +27,14 @@ def columns(
     tokenizer: Tokenizer, network: FeatureNetwork, lpips: LPIPS | None, resolution: int
 ) -> Columns:
     """What `measurer` gives for each image, and its class."""
-    h, w = tokenizer.grid(resolution, resolution)
+    tokens = tokens_shape(tokenizer, resolution).codes.shape[1]
     numbers = ["PSNR", "l1", "l2"]
     numbers += ["SSIM"] if resolution >= WINDOW else []
     numbers += [f"LPIPS-{lpips.net}"] if lpips else []
     return {
         **dict.fromkeys(numbers, ((), np.float32)),
-        "codes": ((h * w,), np.int32),
+        "codes": ((tokens,), np.int32),
+        "positions": ((tokens,), np.int32),
         "features": ((network.dim,), np.float32),
         "original_features": ((network.dim,), np.float32),
         "label": ((), np.int32),
@@ -70,14 +73,15 @@ def measurer(
     apply: Callable[..., Any] = tokenizer.apply
 
     def measure(variables: Mapping[str, Any], images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
-        x: Float[Array, "b H W 3"] = images.astype(jnp.float32) / 127.5 - 1.0
-        y, quantized = apply(variables["tokenizer"], x, train=False)
+        x = to_float(images)
+        y, tokens, _, _ = apply(variables["tokenizer"], x, train=False)
         y = to_pixels(y, pixels)
         rows = {
             "PSNR": psnr(x, y),
             "l1": jnp.mean(jnp.abs(x - y), axis=(1, 2, 3)),
             "l2": jnp.mean((x - y) ** 2, axis=(1, 2, 3)),
-            "codes": quantized["codes"].reshape(len(x), -1),
+            "codes": tokens.codes,
+            "positions": tokens.positions,
             "features": network.apply(variables["network"], y)[0],
             "original_features": network.apply(variables["network"], x)[0],
         }
@@ -105,7 +109,7 @@ def pixel_scores(rows: Rows, num_codes: int) -> tuple[Scores, dict[str, Float[np
     each = {
         name: np.asarray(rows[name], np.float64)
         for name in rows.columns
-        if name not in ("codes", "features", "original_features", "label")
+        if name not in ("codes", "positions", "features", "original_features", "label")
     }
     for name, values in each.items():
         scores.metrics[name] = float(np.mean(values))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 from jaxtyping import Array, Int
+from ml_collections import ConfigDict
 
 from vqjax.data import Split, build_source, evaluation_batches
 from vqjax.evaluation import reconstruction
@@ -24,13 +25,20 @@ from vqjax.evaluation.rows import Rows, fill
 from vqjax.evaluation.scores import Scores, merge
 from vqjax.evaluation.scoring import Scoring
 from vqjax.features.classifiers import ImagenetClassifier
-from vqjax.generation.run import Drawing, Generator
+from vqjax.generation.image_sampler import ImageSampler
+from vqjax.generation.run import Run
 from vqjax.losses.perceptual import load_lpips
 from vqjax.parallel import replicated
 from vqjax.pixels import to_float
-from vqjax.runs.workdir import trained_stage
-from vqjax.samplers.multigrained import BlockwiseSampling
-from vqjax.samplers.rejection import Rejection, candidate_labels, keep_best
+from vqjax.runs.build import Sampling
+from vqjax.runs.stages import trained_stage
+from vqjax.runs.weights import tokens_shape
+from vqjax.samplers.rejection import (
+    Rejection,
+    candidate_groups,
+    condition_groups,
+    keep_best,
+)
 
 _Batch = TypeVar("_Batch")
 
@@ -48,9 +56,8 @@ class RunScores:
             InputError: the folder is not that of a run.
         """
         self.scoring = scoring
-        self.generator = Generator(workdir, scoring.mesh)
-        self.config = self.generator.config
-        self._workdir = workdir
+        self.run = Run(workdir, scoring.mesh)
+        self.config = self.run.config
 
     def split_protocol(self, split: str, limit: int | None) -> dict[str, Any]:
         """Which images of a split are taken, and how they become those of the run's resolution."""
@@ -107,14 +114,14 @@ class RunScores:
         Raises:
             InputError: there is no trained tokenizer, or features are not finite.
         """
-        scoring, tokenizer = self.scoring, self.generator.tokenizer
+        scoring, tokenizer = self.scoring, self.run.tokenizer
         resolution = self.config.data.resolution
-        loss = trained_stage(self.config, self._workdir, "tokenizer")[1].loss
+        loss = self._settings(self.run.tokenizer_stage).loss
         trained_with = loss.perceptual_net if loss.perceptual else None
         lpips = reconstruction.metric_lpips(trained_with, resolution)
         protocol = scoring.protocol("reconstruction")
         protocol["images"] = self.split_protocol(split, limit)
-        protocol["tokenizer"] = self._model_protocol("tokenizer")
+        protocol["tokenizer"] = self._tokenizer_protocol()
         protocol["perceptual"] = f"LPIPS 0.1, {lpips.net}" if lpips else None
 
         columns = reconstruction.columns(tokenizer, scoring.network, lpips, resolution)
@@ -123,7 +130,7 @@ class RunScores:
         def work(rows: Rows) -> None:
             measure = reconstruction.measurer(tokenizer, scoring.network, lpips, scoring.pixels)
             variables = {
-                "tokenizer": self.generator.tokenizer_variables,
+                "tokenizer": self.run.tokenizer_variables,
                 "network": scoring.network_variables,
             }
             if lpips:
@@ -145,7 +152,7 @@ class RunScores:
         comparison = scoring.comparison(original)
         scores = merge(pixels, comparison.distances(features, prefix="r"))
         if scoring.by_class:
-            names = self.generator.class_names
+            names = self._source(split).class_names
             by_class = comparison.per_class(features, labels, names, each, prefix="r")
             scores = merge(scores, by_class)
         protocol["images"]["count"] = rows.count
@@ -153,25 +160,23 @@ class RunScores:
 
     def generation(
         self,
-        labels: Int[np.ndarray, " n"],
-        spec: BlockwiseSampling,
+        conditions: Int[np.ndarray, "n c"],
+        sampling: Sampling,
         reference: Reference,
         *,
         seed: int,
-        tile: int,
         rejection: Rejection | None = None,
         judge: ImagenetClassifier | None = None,
         further: Mapping[str, Any],
         export: Path | None = None,
     ) -> dict[str, Any]:
-        """Draws an image for every label and scores them against a reference.
+        """Draws an image for every condition and scores them against a reference.
 
         Args:
-            labels: classes; what they are for an unconditional prior does not matter.
-            spec: how tokens are sampled.
+            conditions: of the images.
+            sampling: settings.
             reference: what the samples are compared with.
             seed: of the samples.
-            tile: see `Tokenizer.decode`.
             rejection: what candidates have to pass, if anything.
             judge: a classifier of the run's classes, for their accuracy.
             further: what else belongs into the protocol: how the labels were chosen, what the
@@ -181,53 +186,58 @@ class RunScores:
         Raises:
             InputError: there is no trained prior or tokenizer, or features are not finite.
         """
-        scoring, prior = self.scoring, self.generator.prior
+        scoring, prior = self.scoring, self.run.prior
+        labels = conditions[:, 0] if prior.num_ids else np.zeros(len(conditions), np.int32)
         protocol = scoring.protocol("generation")
-        protocol["tokenizer"] = self._model_protocol("tokenizer")
-        protocol["prior"] = self._model_protocol("prior")
+        protocol["tokenizer"] = self._tokenizer_protocol()
+        protocol["prior"] = self._prior_protocol()
         protocol["sampler"] = {
-            **dataclasses.asdict(spec),
-            "grid": list(spec.grid),
-            "decode_tile": tile,
+            **dataclasses.asdict(sampling.sampler),
+            "grid": list(prior.grid),
+            "decode_tile": sampling.drawing.decode_tile,
             "seed": seed,
             "images": len(labels),
             "acceptance": rejection.acceptance if rejection else 1.0,
-            "classes": digest(labels) if prior.num_classes else None,
+            "conditions": digest(conditions) if prior.num_ids else None,
             **further,
         }
-        candidates = candidate_labels(labels, rejection.acceptance) if rejection else labels
-        drawing = self.generator.prepare(
+        distinct, groups = condition_groups(conditions)
+        candidates = candidate_groups(groups, rejection.acceptance) if rejection else groups
+        drawing = dataclasses.replace(sampling.drawing, batch_size=scoring.batch_size)
+        sampler = self.run.sampler(
             max(len(candidates), scoring.batch_size),
-            spec,
+            dataclasses.replace(sampling, drawing=drawing),
             seed=seed,
-            batch_size=scoring.batch_size,
-            tile=tile,
             rounded=scoring.pixels == "png",
         )
-        number = math.ceil(len(labels) / drawing.batch)
+        number = math.ceil(len(labels) / sampler.batch)
         columns = {**scoring.columns, "label": ((), np.int32)}
         if judge:
             columns["guesses"] = ((_GUESSES,), np.int32)
         if export:
-            size = tuple(self.generator.tokenizer.downsampling * side for side in spec.grid)
+            size = tuple(self.run.tokenizer.downsampling * side for side in prior.grid)
             columns["image"] = ((*size, 3), np.uint8)
         watch, drawing_watch = Stopwatch(), Stopwatch()
 
         def work(rows: Rows) -> None:
             if rejection:
-                drawn = self._candidates(drawing, rejection, candidates, protocol, drawing_watch)
-                codes = drawn["codes"][keep_best(np.asarray(drawn["scores"]), candidates, labels)]
-                images = drawing.decoded(codes, rows.batches)
+                drawn = self._candidates(
+                    sampler, rejection, distinct[candidates], protocol, drawing_watch
+                )
+                kept = keep_best(np.asarray(drawn["scores"]), candidates, groups)
+                images = sampler.decoded(
+                    drawn["codes"][kept], drawn["positions"][kept], rows.batches
+                )
             else:
-                images = drawing.images(labels, rows.batches)
-            start = rows.batches * drawing.batch
-            batches = _labelled(watch.over(images, len), labels[start:], drawing.batch)
+                images = sampler.images(conditions, rows.batches)
+            start = rows.batches * sampler.batch
+            batches = _labelled(watch.over(images, len), labels[start:], sampler.batch)
             fill(rows, batches, self._measure(judge), number)
 
         what = "samples" if export else "generation"
         rows = scoring.rows(what, protocol, len(labels), columns, work)
         scores = scoring.samples(rows, reference)
-        if prior.num_classes:
+        if prior.num_ids:
             scores = merge(scores, self._class_scores(rows, reference, judge))
         elif scoring.by_class:
             scores.notes.append("no numbers by class: the prior knows no classes")
@@ -236,31 +246,33 @@ class RunScores:
         if export:
             shape = (rows.count, *rows["image"].shape[1:])
             parts = (rows["image"][i : i + 256] for i in range(0, rows.count, 256))
-            write_images(export, parts, shape, rows["label"] if prior.num_classes else None)
+            write_images(export, parts, shape, rows["label"] if prior.num_ids else None)
         each = len(candidates) / len(labels) if rejection else 0.0
         throughput = _throughput(watch, drawing_watch, each)
         return result(scores, protocol | scoring.metrics_protocol, throughput)
 
     def _candidates(
         self,
-        drawing: Drawing,
+        sampler: ImageSampler,
         rejection: Rejection,
-        candidates: Int[np.ndarray, " m"],
+        conditions: Int[np.ndarray, "m c"],
         protocol: Mapping[str, Any],
         watch: "Stopwatch",
     ) -> Rows:
-        """Codes and scores of all candidates; what is drawn of them outlives a kill."""
-        h, w = self.generator.prior.grid
-        columns = {"codes": ((h * w,), np.int32), "scores": ((), np.float32)}
-        number = math.ceil(len(candidates) / drawing.batch)
+        """Tokens and scores of all candidates; what is drawn of them outlives a kill."""
+        tokens = tokens_shape(self.run.tokenizer, self.config.data.resolution).codes.shape[1]
+        columns = dict.fromkeys(("codes", "positions"), ((tokens,), np.int32))
+        columns["scores"] = ((), np.float32)
+        number = math.ceil(len(conditions) / sampler.batch)
 
         def work(rows: Rows) -> None:
-            drawn = drawing.candidates(candidates, rejection, rows.batches)
-            for codes, scores in watch.over(drawn, lambda batch: len(batch[0])):
+            drawn = sampler.candidates(conditions, rejection, rows.batches)
+            for codes, positions, scores in watch.over(drawn, lambda batch: len(batch[0])):
                 last = rows.batches + 1 == number
-                rows.append({"codes": codes, "scores": scores}, finished=last)
+                batch = {"codes": codes, "positions": positions, "scores": scores}
+                rows.append(batch, finished=last)
 
-        return self.scoring.rows("candidates", protocol, len(candidates), columns, work)
+        return self.scoring.rows("candidates", protocol, len(conditions), columns, work)
 
     def _measure(
         self, judge: ImagenetClassifier | None
@@ -283,7 +295,8 @@ class RunScores:
         """What there is to be said against a classifier that chose samples or judges them."""
         chooser = rejection.classify if rejection else None
         used = {c.name for c in (chooser, judge) if isinstance(c, ImagenetClassifier)}
-        scorer, adversary = self.scoring.network, self.config.tokenizer.discriminator.model
+        scorer = self.scoring.network
+        adversary = self._settings(self.run.tokenizer_stage).discriminator.model
         if rejection and scorer.name in used:
             yield f"{scorer.name} chose the samples and scores them: choose by another classifier"
         if judge and judge is chooser:
@@ -306,20 +319,31 @@ class RunScores:
         else:
             scores = comparison.class_accuracy(features, labels)
         if self.scoring.by_class:
-            names = self.generator.class_names
+            names = [
+                self.run.condition.describe(np.array([i])) for i in range(self.run.prior.num_ids)
+            ]
             scores = merge(scores, comparison.per_class(features, labels, names, means))
         return scores
 
-    def _model_protocol(self, stage: str) -> dict[str, Any]:
-        variables = getattr(self.generator, f"{stage}_variables")
-        _, settings = trained_stage(self.config, self._workdir, stage)
+    def _tokenizer_protocol(self) -> dict[str, Any]:
+        return self._model_protocol(self.run.tokenizer_stage, self.run.tokenizer_variables)
+
+    def _prior_protocol(self) -> dict[str, Any]:
+        return self._model_protocol(self.run.prior_stage or "", self.run.prior_variables)
+
+    def _model_protocol(self, stage: str, variables: Any) -> dict[str, Any]:
+        settings = self._settings(stage)
         return {
             "model": self.config[stage].model.to_dict(),
             "weights": digest(variables),
-            "step": self.generator.steps[stage],
+            "step": self.run.steps[stage],
             "average": bool(settings.ema_decay),
             "use": settings.use,
         }
+
+    def _settings(self, stage: str) -> ConfigDict:
+        """The settings that a stage was trained with."""
+        return trained_stage(self.config, self.run.workdir, stage).config
 
     @functools.cache  # noqa: B019 - there are two
     def _source(self, split: str) -> Any:
@@ -335,6 +359,7 @@ class RunScores:
     ) -> Iterator[dict[str, np.ndarray]]:
         return evaluation_batches(
             self._source(split),
+            self.run.condition,
             batch_size=self.scoring.batch_size,
             resolution=self.config.data.resolution,
             limit=limit,

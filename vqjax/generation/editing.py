@@ -3,29 +3,27 @@
 Inpainting, outpainting and the replacement of a box differ only in the canvas and in which of its
 pixels are made anew; any size that f divides will do. Four results of one edit:
 
-    run = Generator(Path("runs/faces"))
+    run = vqjax.load("runs/faces")
     edit = outpaint(run.tokenizer, image, left=128)
-    spec = sampling_spec(run.prior, edit.grid, run.config.sampling)
-    labels = np.zeros(4, np.int32)
-    for images in run.generate(labels, spec, seed=0, batch_size=4, edit=edit):
-        ...
+    images = run.images(run.default_conditions(4, edit), edit=edit)
 
 Source: paper 000, section 4.3.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Int, UInt8
 from scipy import ndimage
 
 from vqjax.errors import InputError
+from vqjax.pixels import to_float
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 
@@ -169,8 +167,8 @@ def fill_hole(edit: Edit) -> UInt8[np.ndarray, "H W 3"]:
 
 def known_tokens(
     tokenizer: Tokenizer, variables: Mapping[str, Any], edit: Edit, batch: int
-) -> tuple[Int[Array, "{batch} n"], Bool[Array, "{batch} n"]]:
-    """Tokens of a canvas, and which of them stay: those without a pixel of the hole.
+) -> Tokens:
+    """The tokens of a canvas that stay, those without a pixel of the hole, in so many copies.
 
     Args:
         tokenizer: of the canvas.
@@ -181,8 +179,10 @@ def known_tokens(
     h, w = edit.grid
     unknown = einops.reduce(edit.hole, "(h p) (w q) -> (h w)", "max", h=h, w=w)
     codes = _encode(tokenizer, variables, fill_hole(edit))
-    shape = batch, codes.size
-    return jnp.broadcast_to(codes, shape), jnp.broadcast_to(jnp.asarray(~unknown), shape)
+    # The position of an unknown token is that of none.
+    positions = jnp.where(unknown, h * w, jnp.arange(h * w, dtype=jnp.int32))
+    shape = batch, h * w
+    return Tokens(jnp.broadcast_to(codes, shape), jnp.broadcast_to(positions, shape), edit.grid)
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer",))
@@ -192,39 +192,11 @@ def _encode(
     """Codes of a canvas that f divides, in raster order."""
     f = tokenizer.downsampling
     height, width, _ = canvas.shape
-    image = canvas.astype(jnp.float32)[None] / 127.5 - 1.0
+    image = to_float(canvas)[None]
     padding = [(0, tokenizer.fitting_side(side) - side) for side in (height, width)]
     image = jnp.pad(image, ((0, 0), *padding, (0, 0)), mode="edge")
-    apply: Callable[..., Any] = tokenizer.apply
-    tokens: Tokens = apply(variables, image, method="encode")
+    tokens: Tokens = tokenizer.apply(variables, image, method="encode")
     return tokens.code_map[0, : height // f, : width // f].reshape(-1)
-
-
-@functools.partial(jax.jit, static_argnames=("tokenizer", "tile", "rounded"))
-def decode(
-    tokenizer: Tokenizer,
-    variables: Mapping[str, Any],
-    tokens: Tokens,
-    tile: int = 0,
-    rounded: bool = True,
-) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
-    """Pixels of tokens on any grid, with or without what makes windows divide it.
-
-    Args:
-        tokenizer: of the tokens.
-        variables: its variables.
-        tokens: dense ones.
-        tile: see `Tokenizer.decode`.
-        rounded: to 8 bits; else [-1, 1].
-    """
-    h, w = tokens.grid
-    f = tokenizer.downsampling
-    padding = [(0, tokenizer.fitting_side(side * f) // f - side) for side in (h, w)]
-    codes = jnp.pad(tokens.code_map, ((0, 0), *padding), mode="edge")
-    apply: Callable[..., Any] = tokenizer.apply
-    images: Float[Array, "b H W 3"] = apply(variables, Tokens.dense(codes), tile, method="decode")
-    images = jnp.clip(images[:, : h * f, : w * f], -1.0, 1.0)
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8) if rounded else images
 
 
 def composite(images: UInt8[Array, "b H W 3"], edit: Edit) -> UInt8[Array, "b H W 3"]:

@@ -1,200 +1,284 @@
-"""The trained models of a run, and images from them: for sampling, editing, evaluation."""
+"""The trained models of a run, and images from them: the Python side of `sample.py`."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
-from tqdm import tqdm
+from jaxtyping import Int, UInt8
 
+from vqjax.errors import InputError
 from vqjax.generation import editing
-from vqjax.parallel import batch_sharding, make_mesh, to_host
+from vqjax.generation.decoding import decode
+from vqjax.generation.image_sampler import ImageSampler, Models
+from vqjax.parallel import make_mesh, placed, to_host
 from vqjax.pixels import to_float
-from vqjax.runs.build import build_models
-from vqjax.runs.weights import load_weights
-from vqjax.runs.workdir import read_class_names, read_config, trained_stage
-from vqjax.samplers.multigrained import BlockwiseSampling, sample
-from vqjax.samplers.rejection import Rejection, candidate_labels, keep_best, score
+from vqjax.priors import Prior
+from vqjax.priors.condition import null_condition
+from vqjax.runs.build import Sampling, build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.stages import decoder_of, stages_of, trained_stage
+from vqjax.runs.weights import (
+    load_tokenizer,
+    load_weights,
+    prior_shapes,
+    split_decoder,
+    tokens_shape,
+)
+from vqjax.runs.workdir import read_condition, read_config
+from vqjax.samplers.rejection import (
+    Rejection,
+    candidate_groups,
+    condition_groups,
+    keep_best,
+)
+from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
-from vqjax.training.loop import placed
-from vqjax.training.prior_stage import condition_of, prior_shapes, tokenizer_shapes
-from vqjax.training.state import random_key
 
 Images = UInt8[np.ndarray, "n H W 3"]
+Conditions = Int[np.ndarray, "n c"]
 
 
-class Generator:
-    """Tokenizer and prior of a run; weights are read when they are first asked for.
+class Run:
+    """The models of a run; weights are read when they are first asked for.
 
     Attributes:
-        config: what the run was made with.
-        class_names: of its data set.
-        tokenizer: the model of stage 1.
-        prior: the model of stage 2.
-        mesh: where the weights lie.
-        steps: by stage, which step the weights that were read are of.
+        workdir: folder of the run.
+        config: that the run was made with.
+        condition: that its prior is told of an image.
+        mesh: devices that the weights lie on.
+        steps: by stage, the training step of the weights that were read.
+        prior_stage: name of the prior's stage; None for a run without one.
     """
 
-    def __init__(self, workdir: Path, mesh: Mesh | None = None):
+    def __init__(self, workdir: epath.PathLike, mesh: Mesh | None = None):
         """Reads the config of a run; without a mesh, all devices share each batch.
 
         Raises:
             InputError: the folder is not that of a run.
         """
-        self.workdir = workdir
-        self.config = read_config(workdir)
-        self.class_names = read_class_names(workdir)
-        self.tokenizer, self.prior = build_models(self.config, len(self.class_names))
+        self.workdir = epath.Path(workdir)
+        self.config = read_config(self.workdir)
+        self.condition = read_condition(self.workdir)
         self.mesh = mesh or make_mesh({"data": -1})
         self.steps: dict[str, int] = {}
+        priors = stages_of(self.config, "prior")
+        self.prior_stage = priors[-1] if priors else None
+        # Any stage on the same codes leads to the tokenizer.
+        self._stage = self.prior_stage or stages_of(self.config, "tokenizer", "decoder")[-1]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model that makes tokens and turns them into images."""
+        return build_stage_tokenizer(self.config, self._stage)
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The model that draws tokens; raises InputError if the run has none."""
+        return build_stage_prior(self.config, self._named_prior, self.condition)
 
     @cached_property
     def tokenizer_variables(self) -> Any:
-        """The trained tokenizer; raises InputError if there is none."""
-        return self._load(
-            "tokenizer", tokenizer_shapes(self.tokenizer, self.config.data.resolution)
+        """The trained tokenizer's; raises InputError if there is none."""
+        variables, steps = load_tokenizer(
+            self.config, self.workdir, self._stage, self.tokenizer, self.mesh
         )
+        self.steps |= steps
+        return variables
 
     @cached_property
     def prior_variables(self) -> Any:
-        """The trained prior; raises InputError if there is none."""
-        return self._load("prior", prior_shapes(self.prior))
-
-    def _load(self, stage: str, shapes: Any) -> Any:
-        where = trained_stage(self.config, self.workdir, stage)
-        variables, self.steps[stage] = load_weights(*where, placed(shapes, self.mesh))
+        """The trained prior's; raises InputError if there is none."""
+        stage = self._named_prior
+        tokens = tokens_shape(self.tokenizer, self.config.data.resolution).codes.shape[1]
+        shapes = prior_shapes(self.prior, tokens, self.condition.length)
+        place = trained_stage(self.config, self.workdir, stage)
+        variables, self.steps[stage] = load_weights(place, placed(shapes, self.mesh))
         return variables
 
-    def prepare(
-        self,
-        count: int,
-        spec: BlockwiseSampling,
-        *,
-        seed: int,
-        batch_size: int,
-        tile: int = 0,
-        edit: editing.Edit | None = None,
-        composite: bool = True,
-        rounded: bool = True,
-    ) -> "Drawing":
-        """What draws images, one batch like the other.
+    def stage_variables(self, stage: str) -> Any:
+        """The variables that a stage has trained.
+
+        Raises:
+            InputError: it has no checkpoint.
+        """
+        kind = self.config[stage].kind
+        if kind == "prior":
+            return self.prior_variables
+        variables = self.tokenizer_variables
+        if kind == "decoder":
+            return {"params": split_decoder(self.tokenizer, variables)[0]}
+        return variables
+
+    @property
+    def tokenizer_stage(self) -> str:
+        """Name of the stage whose decoder makes the images."""
+        return decoder_of(self.config, self._stage)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Latent grid (h, w) of the training images."""
+        side = self.config.data.resolution
+        return self.tokenizer.grid(side, side)
+
+    @property
+    def _named_prior(self) -> str:
+        if self.prior_stage is None:
+            raise InputError(
+                f"{self.workdir} is a run without a prior, so it draws no images: train one on its"
+                f" tokenizer with --config.{self._stage}.use_from={self.workdir}"
+            )
+        return self.prior_stage
+
+    def sampling(self, **given: Any) -> Sampling:
+        """The config's sampling settings, with given ones in their place.
+
+        Raises:
+            InputError: as `build_sampling`, or tiles that the tokenizer cannot decode in.
+        """
+        sampling = build_sampling(self.config, self._named_prior, self.prior, given)
+        self.tokenizer.check_tile(sampling.drawing.decode_tile)
+        return sampling
+
+    def encode(self, images: Images) -> Tokens:
+        """Tokens of 8-bit images of one size, which the tokenizer has to take."""
+        return _encode(self.tokenizer, self.tokenizer_variables, jnp.asarray(images))
+
+    def decode(self, tokens: Tokens) -> Images:
+        """8-bit images of tokens."""
+        return to_host(decode(self.tokenizer, self.tokenizer_variables, tokens))
+
+    def sample(
+        self, count: int = 1, label: str | int | None = None, *, seed: int = 0, **settings: Any
+    ) -> Images:
+        """New images.
 
         Args:
-            count: how many images are wanted in all.
-            spec: how tokens are sampled; its grid is that of the edit, if there is one.
+            count: how many.
+            label: class by name or number, for class-conditional runs; None for all in turn.
             seed: another one gives other images.
-            batch_size: how many images are made at a time, rounded up to what the devices share;
-                not more than are wanted.
-            tile: see `Tokenizer.decode`.
-            edit: what is given of the images; without it, nothing is.
-            composite: take the pixels outside the hole of the edit from its canvas.
-            rounded: images of 8 bits; else in [-1, 1].
+            settings: of the sampler, in the place of the config's.
+
+        Raises:
+            InputError: there is no trained prior, no such class or setting.
         """
-        batch = -(-min(batch_size, count) // self.mesh.size) * self.mesh.size
-        share = batch_sharding(self.mesh)
-        variables = self.tokenizer_variables, self.prior_variables
-        if edit is None:
-            known = jnp.zeros((batch, spec.grid[0] * spec.grid[1]), jnp.int32)
-            known_mask = jnp.zeros_like(known, bool)
-        else:
-            known, known_mask = editing.known_tokens(self.tokenizer, variables[0], edit, batch)
-        known, known_mask = jax.device_put((known, known_mask), share)
+        conditions = self.conditions(count, label)
+        return self._all(self.images(conditions, self.sampling(**settings), seed=seed))
 
-        def draw(rows: Int[np.ndarray, " m"], start: int) -> Tokens:
-            condition = condition_of(self.prior, jax.device_put(rows, share))
-            key = random_key(seed, "sample", start)
-            apply = self.prior.apply
-            return sample(apply, variables[1], key, condition, known, known_mask, spec)
-
-        def paint(tokens: Tokens) -> Array:
-            images = editing.decode(self.tokenizer, variables[0], tokens, tile, rounded)
-            return editing.composite(images, edit) if edit and composite else images
-
-        def place(codes: Int[np.ndarray, "m n"]) -> Tokens:
-            return Tokens.dense(jax.device_put(codes.reshape(batch, *spec.grid), share))
-
-        return Drawing(batch, draw, paint, place)
-
-    def generate(
+    def edit(
         self,
-        labels: Int[np.ndarray, " n"],
-        spec: BlockwiseSampling,
+        image: UInt8[np.ndarray, "H W 3"],
+        mask: UInt8[np.ndarray, "H W 3"],
         *,
-        batch_size: int,
+        count: int = 1,
+        label: str | int | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Images:
+        """Images in which the masked part is made anew; see `vqjax.generation.editing` for more.
+
+        Args:
+            image: RGB.
+            mask: of the same size; what is nearer to white than to black is made anew.
+            count: how many results.
+            label: class of the image, for class-conditional runs.
+            seed: another one gives other results.
+            settings: of the sampler, in the place of the config's.
+
+        Raises:
+            InputError: as `sample` and `editing.inpaint`.
+        """
+        hole = editing.inpaint(self.tokenizer, image, mask)
+        conditions = self.edit_conditions(count, label)
+        sampling = self.sampling(**settings)
+        return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
+
+    def conditions(self, count: int, label: str | int | None = None) -> Conditions:
+        """Conditions of so many images: all of one label, or all there are in turn.
+
+        Raises:
+            InputError: there is no such label.
+        """
+        if label is None:
+            return self.condition.in_turn(count)
+        return np.tile(self.condition.parse(str(label)), (count, 1))
+
+    def edit_conditions(self, count: int, label: str | int | None = None) -> Conditions:
+        """Conditions of edited images: of one label, or the null condition.
+
+        Raises:
+            InputError: there is no such label, or the prior does not know the null condition.
+        """
+        if label is not None or not self.prior.num_ids:
+            return self.conditions(count, label)
+        if not self.prior.condition_dropout:
+            raise InputError(
+                "this run is conditional and was trained without condition_dropout, so editing"
+                " needs --label, the class of the image"
+            )
+        blank = jnp.zeros((count, self.condition.length), jnp.int32)
+        return np.asarray(null_condition(blank, self.prior.num_ids))
+
+    def sampler(self, count: int, sampling: Sampling, **options: Any) -> ImageSampler:
+        """The sampler of so many images; for options see `ImageSampler.of`."""
+        models = Models(
+            self.tokenizer,
+            self.tokenizer_variables,
+            self.prior,
+            self.prior_variables,
+            self.config[self._named_prior].model.name,
+            self.mesh,
+        )
+        return ImageSampler.of(models, sampling, count, **options)
+
+    def images(
+        self,
+        conditions: Conditions,
+        sampling: Sampling,
+        *,
         rejection: Rejection | None = None,
         **options: Any,
     ) -> Iterator[Images]:
-        """One image for every label, batch by batch.
+        """One image for every condition, batch by batch.
 
         Args:
-            labels: classes; `prior.null_id` for none in particular.
-            spec: how tokens are sampled.
-            batch_size: how many images are made at a time.
-            rejection: draw more images than wanted and keep the best of each class; only their
-                tokens are kept while they are drawn.
-            options: further ones of `prepare`.
+            conditions: of the images.
+            sampling: settings.
+            rejection: draw more images than wanted and keep the best under each condition; only
+                their tokens are kept while they are drawn.
+            options: of `ImageSampler.of`.
         """
-        candidates = candidate_labels(labels, rejection.acceptance) if rejection else labels
-        drawing = self.prepare(len(candidates), spec, batch_size=batch_size, **options)
         if rejection is None:
-            yield from drawing.images(labels)
+            yield from self.sampler(len(conditions), sampling, **options).images(conditions)
             return
-        codes, scores = zip(*drawing.candidates(candidates, rejection), strict=True)
-        kept = keep_best(np.concatenate(scores), candidates, labels)
-        yield from drawing.decoded(np.concatenate(codes)[kept])
+        distinct, groups = condition_groups(conditions)
+        candidates = candidate_groups(groups, rejection.acceptance)
+        sampler = self.sampler(len(candidates), sampling, **options)
+        drawn = list(sampler.candidates(distinct[candidates], rejection))
+        codes, positions, scores = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        kept = keep_best(scores, candidates, groups)
+        yield from sampler.decoded(codes[kept], positions[kept])
+
+    def _all(self, batches: Iterator[Images]) -> Images:
+        return np.stack(list(itertools.chain.from_iterable(batches)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """Images batch by batch, from any batch on: each depends on its place alone.
+def load(workdir: epath.PathLike, mesh: Mesh | None = None) -> Run:
+    """A trained run, to encode, decode, sample and edit with.
 
-    Attributes:
-        batch: images in each.
-        draw: tokens from labels, of the batch that starts with an image.
-        paint: images from tokens.
-        place: tokens on the devices from codes on the host.
+    Raises:
+        InputError: the folder is not that of a run.
     """
+    return Run(workdir, mesh)
 
-    batch: int
-    draw: Callable[[Int[np.ndarray, " m"], int], Tokens]
-    paint: Callable[[Tokens], Array]
-    place: Callable[[Int[np.ndarray, "m n"]], Tokens]
 
-    def images(self, labels: Int[np.ndarray, " n"], first_batch: int = 0) -> Iterator[np.ndarray]:
-        """One image for every label."""
-        for start, rows, count in self._batches(labels, "sampling", first_batch):
-            yield to_host(self.paint(self.draw(rows, start)))[:count]
-
-    def candidates(
-        self, labels: Int[np.ndarray, " n"], rejection: Rejection, first_batch: int = 0
-    ) -> Iterator[tuple[Int[np.ndarray, "m n"], Float[np.ndarray, " m"]]]:
-        """Codes of an image for every label, and how well each passes."""
-        for start, rows, count in self._batches(labels, "candidates", first_batch):
-            tokens = self.draw(rows, start)
-            images = self.paint(tokens)
-            floats = to_float(images) if images.dtype == jnp.uint8 else images
-            scores = score(rejection.classify(floats), jnp.asarray(rows), rejection.by)
-            yield to_host(tokens.codes)[:count], to_host(scores)[:count]
-
-    def decoded(self, codes: Int[np.ndarray, "m n"], first_batch: int = 0) -> Iterator[np.ndarray]:
-        """The images of codes."""
-        for _, rows, count in self._batches(codes, "decoding", first_batch):
-            yield to_host(self.paint(self.place(rows)))[:count]
-
-    def _batches(
-        self, rows: Int[np.ndarray, "n *c"], what: str, first_batch: int
-    ) -> Iterator[tuple[int, Int[np.ndarray, "m *c"], int]]:
-        """Start, rows (the last ones repeat to fill the batch) and their number, with a bar."""
-        starts = range(0, len(rows), self.batch)
-        bar = tqdm(total=len(starts), initial=first_batch, desc=what, unit="batch")
-        with bar:
-            for start in starts[first_batch:]:
-                part = rows[start : start + self.batch]
-                yield start, np.resize(part, (self.batch, *part.shape[1:])), len(part)
-                bar.update()
+_encode = jax.jit(
+    lambda tokenizer, variables, images: tokenizer.apply(
+        variables, to_float(images), method="encode"
+    ),
+    static_argnums=0,
+)

@@ -1,4 +1,8 @@
-"""Stage 2: distributions over tokens. `config.prior.model.name` picks one."""
+"""Stage 2: distributions over tokens. `config.<stage>.model.name` picks one.
+
+To add a prior, write its file here and its sampler's in `vqjax.samplers`, and name their classes in
+`PRIORS` and `SAMPLERS`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,47 +10,30 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax import registry
-from vqjax.errors import InputError
+from vqjax.priors.base import Prior
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.tokenizers import Tokenizer
 
-PRIORS = {"multigrained": MultiGrainedPrior}
-Prior = MultiGrainedPrior
+__all__ = ["PRIORS", "Prior", "build_prior"]
+
+Grid = tuple[int, int]
+
+PRIORS: dict[str, type[Prior]] = {"multigrained": MultiGrainedPrior}
 
 
 def build_prior(
-    config: Mapping[str, Any] | ConfigDict,
-    tokenizer: Tokenizer,
-    image_size: tuple[int, int],
-    num_classes: int,
+    part: str, config: Mapping[str, Any] | ConfigDict, num_codes: int, grid: Grid, num_ids: int
 ) -> Prior:
-    """The prior of `config.prior.model` over the tokens of a tokenizer.
+    """The prior of a stage.
 
     Args:
-        config: the model's "name", its fields, and "conditional": whether the class label is a
-            condition.
-        tokenizer: whose tokens are modelled: gives the size of the codebook and the latent grid.
-        image_size: (height, width) of the training images in pixels.
-        num_classes: of the data set.
+        part: path of its sub-config, for messages ("prior.model").
+        config: the model's "name" and its fields.
+        num_codes: size of the codebook.
+        grid: latent grid (h, w) of the training images.
+        num_ids: size of the condition's vocabulary.
 
     Raises:
-        InputError: unknown name or field, a tokenizer that the prior cannot take, an image that the
-            tokenizer cannot.
+        InputError: unknown name or field, or a value out of its range.
     """
-    fields = dict(config)
-    conditional = fields.pop("conditional", False)
-    prior = registry.build(
-        "prior.model",
-        PRIORS,
-        fields,
-        num_codes=tokenizer.num_codes,
-        grid=tokenizer.grid(*image_size),
-        num_classes=num_classes if conditional else 0,
-    )
-    if prior.token_kind != tokenizer.token_kind:
-        raise InputError(
-            f"config.prior.model.name={config['name']!r} takes {prior.token_kind} tokens, but the"
-            f" tokenizer {type(tokenizer).__name__} makes {tokenizer.token_kind} ones:"
-            " choose a pair that agrees"
-        )
-    return prior
+    given = {"num_codes": num_codes, "grid": grid, "num_ids": num_ids}
+    return registry.build(part, PRIORS, config, **given)

@@ -12,21 +12,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.errors import InputError
+from vqjax.errors import check_fields
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.attention import Implementation
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import INITIALIZER, Transformer
+from vqjax.priors.base import Prior, Sums
 from vqjax.priors.block_layout import BlockLayout, block_layout
+from vqjax.priors.condition import ConditionEmbedding
 from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
 from vqjax.tokens import Tokens
 
 Context = Literal["mixed", "random", "prefix"]
+# Fractions of a query block that are masked for the held-out losses.
+MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
 # Where query_blocks_per_image="auto" takes all blocks, and how many it takes elsewhere.
 _SMALL_GRID, _FEW_BLOCKS = 32 * 32, 4
 
 
-class MultiGrainedPrior(nn.Module):
+class MultiGrainedPrior(Prior):
     """p(block of tokens | tokens around it, one token per block of the image, condition), masked.
 
     The sequence of a query block is [condition, global tokens, local tokens]. A global token is a
@@ -39,8 +43,8 @@ class MultiGrainedPrior(nn.Module):
     Attributes:
         num_codes: K of the tokenizer; K itself is the mask token.
         grid: (h, w) latent grid of the training images; on other grids positions interpolate.
-        num_classes: size of the condition's vocabulary; 0 for an unconditional prior. The table has
-            two more rows: the null id (num_classes) and the padding id (num_classes + 1).
+        num_ids: see `Prior`.
+        condition_dropout: see `Prior`; drawn once for all query blocks of an image.
         dim: width of the transformer.
         num_layers: its depth.
         num_heads: its attention heads.
@@ -50,8 +54,6 @@ class MultiGrainedPrior(nn.Module):
         halo: E_s, how far the local window reaches beyond it.
         dropout: rate on the embeddings and in the transformer.
         label_smoothing: of the training loss; a held-out loss is never smoothed.
-        condition_dropout: probability, [0, 1), that an image's condition is the null one in a
-            training step, which classifier-free guidance in sampling needs.
         query_blocks_per_image: how many blocks of each image are predicted in a training step,
             drawn at random, which leaves the loss unbiased; None means all, as in the paper. "auto"
             is all on grids of up to 32 x 32 cells and 4 on larger ones, where the windows of all
@@ -62,11 +64,10 @@ class MultiGrainedPrior(nn.Module):
         implementation: see `vqjax.nn.attention.attention`.
     """
 
-    token_kind: ClassVar[str] = "dense"
+    any_grid: ClassVar[bool] = True
+    known_tokens: ClassVar[bool] = True
+    rngs: ClassVar[tuple[str, ...]] = ("mask", "dropout")
 
-    num_codes: int
-    grid: tuple[int, int]
-    num_classes: int = 0
     dim: int = 768
     num_layers: int = 24
     num_heads: int = 16
@@ -75,31 +76,35 @@ class MultiGrainedPrior(nn.Module):
     halo: int = 2
     dropout: float = 0.1
     label_smoothing: float = 0.1
-    condition_dropout: float = 0.0
     query_blocks_per_image: int | str | None = "auto"
     scan: bool = True
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     implementation: Implementation = "xla"
 
-    def setup(self) -> None:
-        """Declares the embeddings, the transformer and the head.
+    def __post_init__(self) -> None:
+        """Checks the fields.
 
         Raises:
-            InputError: a field out of its range.
+            FieldError: a field out of its range.
         """
         drawn = self.query_blocks_per_image
         drawn_fits = drawn in (None, "auto") or (isinstance(drawn, int) and drawn >= 1)
-        divisors = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
-        for name, good, expected in (
-            ("block_size", self.block_size >= 1, "at least 1"),
-            ("halo", self.halo >= 0, "0 or more"),
-            ("num_heads", self.num_heads in divisors, f"a divisor of dim={self.dim}"),
-            ("condition_dropout", 0 <= self.condition_dropout < 1, "[0, 1)"),
-            ("query_blocks_per_image", drawn_fits, "'auto', None (all) or at least 1"),
-        ):
-            if not good:
-                raise InputError(f"prior {name}={getattr(self, name)}: {expected} is needed")
+        divides = 1 <= self.num_heads <= self.dim and self.dim % self.num_heads == 0
+        check_fields(
+            self,
+            [
+                ("block_size", self.block_size >= 1, "at least 1"),
+                ("halo", self.halo >= 0, "0 or more"),
+                ("num_heads", divides, f"a divisor of dim={self.dim}"),
+                ("condition_dropout", 0 <= self.condition_dropout < 1, "[0, 1)"),
+                ("query_blocks_per_image", drawn_fits, "'auto', None (all) or at least 1"),
+            ],
+        )
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Declares the embeddings, the transformer and the head."""
         layout = self.layout(self.grid)
         embed: dict[str, Any] = {"embedding_init": INITIALIZER, "dtype": self.dtype}
         self.code_embedding = nn.Embed(self.num_codes + 1, self.embed_dim, **embed)
@@ -107,8 +112,8 @@ class MultiGrainedPrior(nn.Module):
         self.local_projection = nn.Dense(self.dim, dtype=self.dtype)
         self.local_position = GridEmbedding(self.grid, self.dim)
         self.global_position = GridEmbedding(layout.block_grid, self.dim)
-        if self.num_classes:
-            self.condition_embedding = nn.Embed(self.num_classes + 2, self.dim, **embed)
+        if self.num_ids:
+            self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.transformer = Transformer(
             self.num_layers,
@@ -126,16 +131,6 @@ class MultiGrainedPrior(nn.Module):
         """The code that stands for an unknown token."""
         return self.num_codes
 
-    @property
-    def null_id(self) -> int:
-        """The condition that says nothing (for guidance)."""
-        return self.num_classes
-
-    @property
-    def padding_id(self) -> int:
-        """The condition that is not there: masked as a key."""
-        return self.num_classes + 1
-
     def layout(self, grid: tuple[int, int]) -> BlockLayout:
         """Blocks and windows of a latent grid."""
         return block_layout(grid, self.block_size, self.halo)
@@ -147,11 +142,6 @@ class MultiGrainedPrior(nn.Module):
             return min(drawn, blocks)
         few = drawn == "auto" and math.prod(grid) > _SMALL_GRID
         return min(_FEW_BLOCKS, blocks) if few else blocks
-
-    def null_condition(self, condition: Int[Array, "b c"]) -> Int[Array, "b c"]:
-        """The condition that says nothing, in the shape of another: the null id, then padding."""
-        row = jnp.where(jnp.arange(condition.shape[1]) == 0, self.null_id, self.padding_id)
-        return jnp.broadcast_to(row.astype(condition.dtype), condition.shape)
 
     def block_tokens(self, block_codes: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
         """The global tokens of blocks, without their positions.
@@ -178,7 +168,7 @@ class MultiGrainedPrior(nn.Module):
             query: index of the query block, [0, g).
             block_tokens: `block_tokens` of every block as the query block may see it; its own entry
                 is ignored.
-            condition: ids in [0, num_classes + 2); c = 0 without a condition.
+            condition: see `vqjax.priors.condition`.
             grid: (h, w) of the latent map.
             train: dropout on (rng stream "dropout").
 
@@ -201,9 +191,10 @@ class MultiGrainedPrior(nn.Module):
 
         sequence = [global_tokens, local_tokens]
         visible = [jnp.ones(global_tokens.shape[:2], bool), inside]
-        if self.num_classes and condition.shape[1]:
-            sequence.insert(0, self.condition_embedding(condition))
-            visible.insert(0, condition != self.padding_id)
+        if self.num_ids and condition.shape[1]:
+            embedded, there = self.condition_embedding(condition)
+            sequence.insert(0, embedded)
+            visible.insert(0, there)
         x = self.embedding_dropout(jnp.concatenate(sequence, axis=1), deterministic=not train)
         mask = jnp.concatenate(visible, axis=1)[:, None, None, :]
         x = self.transformer(x, mask, train)
@@ -219,7 +210,7 @@ class MultiGrainedPrior(nn.Module):
         mask_ratio: float | Float[Array, ""] | None = None,
         context: Context = "mixed",
         valid: Bool[Array, "b"] | None = None,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Cross-entropy of the masked tokens of query blocks.
 
         A query block sees one of two contexts. *random*: its halo is masked token by token at the
@@ -238,16 +229,15 @@ class MultiGrainedPrior(nn.Module):
             valid: images that count; None for all.
 
         Returns:
-            The mean over the masked query tokens of the batch in nats (0 where there are none), and
-            a dict with "accuracy" and "predicted_tokens", their number. Masks are drawn from the
-            rng stream "mask".
+            The mean over the masked query tokens of the batch in nats (0 where there are none),
+            their number, and a dict with "accuracy". Masks are drawn from the rng stream "mask".
 
         Source: paper 000, Eq. 2.
         """
         layout = self.layout(tokens.grid)
         codes = tokens.code_map.reshape(tokens.codes.shape)
         if train:
-            condition = self._drop_condition(condition)
+            condition = self.drop_condition(condition)
         queries = self._draw_queries(codes.shape[0], layout, train)
         token_mask, block_mask = self._draw_masks(queries, layout, mask_ratio, context)
 
@@ -275,18 +265,36 @@ class MultiGrainedPrior(nn.Module):
         nats = cross_entropy(logits, target, self.label_smoothing if train else 0.0)
         number = jnp.sum(predicted)
         hits = jnp.sum((jnp.argmax(logits, axis=-1) == target) & predicted)
-        return jnp.sum(nats * predicted) / jnp.maximum(number, 1), {
-            "accuracy": hits / jnp.maximum(number, 1),
-            "predicted_tokens": number.astype(jnp.float32),
-        }
+        loss = jnp.sum(nats * predicted) / jnp.maximum(number, 1)
+        metrics = {"accuracy": hits / jnp.maximum(number, 1)}
+        return loss, number.astype(jnp.float32), metrics
 
-    def _drop_condition(self, condition: Int[Array, "b c"]) -> Int[Array, "b c"]:
-        """The null condition for some of the images, drawn once for all query blocks of each."""
-        if not self.condition_dropout or not condition.shape[1]:
-            return condition
-        key = self.make_rng("dropout")
-        dropped = jax.random.bernoulli(key, self.condition_dropout, (condition.shape[0], 1))
-        return jnp.where(dropped, self.null_condition(condition), condition)
+    def held_out(
+        self, tokens: Tokens, condition: Int[Array, "b c"], valid: Bool[Array, "b"]
+    ) -> Sums:
+        """Nats of masked tokens at fixed mask ratios, in the context that sampling sees.
+
+        Blocks before the query block are known and those after it are not ("prefix"). Each
+        "loss_at_<ratio>" comes as the sum of the nats and the number of masked tokens.
+        """
+
+        def masked(
+            prior: MultiGrainedPrior, carry: tuple[()], ratio: Float[Array, ""]
+        ) -> tuple[tuple[()], tuple[Float[Array, ""], Float[Array, ""]]]:
+            loss, number, _ = prior.loss(
+                tokens,
+                condition,
+                train=False,
+                mask_ratio=ratio,
+                context="prefix",
+                valid=valid,
+            )
+            return carry, (loss * number, number)
+
+        # One after the other in a loop, which is compiled once; all with the same masks' key.
+        loop = nn.scan(masked, variable_broadcast="params", split_rngs={"mask": False})
+        _, (nats, numbers) = loop(self, (), jnp.asarray(MASK_RATIOS))
+        return {f"loss_at_{ratio}": (nats[i], numbers[i]) for i, ratio in enumerate(MASK_RATIOS)}
 
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
         """Which blocks of each image are predicted."""

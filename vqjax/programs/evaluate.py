@@ -31,7 +31,6 @@ from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.registry import did_you_mean
 from vqjax.runs.workdir import read_config
 from vqjax.training.console import setup_logging
-from vqjax.training.prior_stage import sampling_spec
 
 KINDS = ("reconstruction", "generation")
 SPLITS = ("train", "validation")
@@ -73,7 +72,7 @@ LABELS = flags.DEFINE_enum(
 ACCEPTANCE = flags.DEFINE_list(
     "acceptance", ["1"], "generation: fractions that a classifier accepts, each scored by itself"
 )
-SAMPLING = sampling_flags.define()
+SAMPLING = sampling_flags.define(without=("num_images",))
 PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
@@ -215,16 +214,13 @@ class _Samples:
 
     def __init__(self, run: RunScores):
         self.run = run
-        prior, self.settings = run.generator.prior, run.config.sampling
-        SAMPLING.override(self.settings)
-        self.spec = sampling_spec(prior, prior.grid, self.settings)
-        self.tile = self.settings.get("decode_tile", 0)
-        run.generator.tokenizer.check_tile(self.tile)
-        self.labels = np.arange(NUM.value, dtype=np.int32) % max(prior.num_classes, 1)
-        if LABELS.value == "data" and not prior.num_classes:
+        prior = run.run.prior
+        self.sampling = run.run.sampling(**SAMPLING.given())
+        self.conditions = run.run.conditions(NUM.value)
+        if LABELS.value == "data" and not prior.num_ids:
             raise InputError("--labels=data: this run is unconditional; leave the flag out")
         self.rejections = {
-            acceptance: SAMPLING.rejection(acceptance, prior.num_classes, self.labels)
+            acceptance: SAMPLING.rejection(acceptance, prior.num_ids, self.conditions)
             for acceptance in map(_acceptance, ACCEPTANCE.value)
         }
         if EXPORT_SAMPLES.value and len(self.rejections) > 1:
@@ -235,15 +231,16 @@ class _Samples:
         if EXPORT_REFERENCE_IMAGES.value and REFERENCE.value not in SPLITS:
             raise InputError("--export_reference_images writes a split: --reference=train or so")
         # Weights that are missing are missed now.
-        _ = run.generator.tokenizer_variables, run.generator.prior_variables
+        _ = run.run.tokenizer_variables, run.run.prior_variables
         self.judge = None
-        if prior.num_classes == 1000:
+        if prior.num_ids == 1000:
             self.judge = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
         self.reference = self._reference()
         if LABELS.value == "data":
-            self.labels = np.resize(np.asarray(self.reference.labels), NUM.value)
+            labels = np.resize(np.asarray(self.reference.labels), NUM.value)
+            self.conditions = labels.astype(np.int32)[:, None]
 
     def _reference(self) -> Reference:
         if REFERENCE.value in SPLITS:
@@ -259,7 +256,7 @@ class _Samples:
 
     def score(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        conditional = self.run.generator.prior.num_classes
+        conditional = self.run.run.prior.num_ids
         further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
         if self.rejections[acceptance] or self.judge:
             classifier = SAMPLING.build_classifier()
@@ -269,11 +266,10 @@ class _Samples:
                 "score": SAMPLING.score.value,
             }
         return self.run.generation(
-            self.labels,
-            self.spec,
+            self.conditions,
+            self.sampling,
             self.reference,
             seed=SEED.value,
-            tile=self.tile,
             rejection=self.rejections[acceptance],
             judge=self.judge,
             further=further,

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from vqjax.data import build_source
-from vqjax.data.images import center_crop, read_image
+from vqjax.data.images import center_crop, read_image, write_png
 from vqjax.errors import InputError
 from vqjax.generation.image_grid import image_grid
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.parallel import make_mesh
 from vqjax.pixels import to_float
 from vqjax.programs import command_line
@@ -84,9 +85,9 @@ def strip(images: Float[np.ndarray, "n h w 3"], box: Box) -> UInt8[np.ndarray, "
 
 def main() -> None:
     """Encodes an image, changes codes, decodes before and after, draws and tells the reach."""
-    workdir = Path(WORKDIR.value or "")
-    generator = Generator(workdir, make_mesh({"data": 1}, jax.local_devices()[:1]))
-    tokenizer, data = generator.tokenizer, generator.config.data
+    workdir = epath.Path(WORKDIR.value or "")
+    run = Run(workdir, make_mesh({"data": 1}, jax.local_devices()[:1]))
+    tokenizer, data = run.tokenizer, run.config.data
     resolution = data.resolution if RESOLUTION.value is None else RESOLUTION.value
     grid = tokenizer.grid(resolution, resolution)
     cells = _box(grid)
@@ -100,13 +101,13 @@ def main() -> None:
 
     image = np.asarray(to_float(center_crop(pixels, resolution)[None]))
     apply: Any = jax.jit(tokenizer.apply, static_argnames=("method",))
-    codes = apply(generator.tokenizer_variables, image, method="encode").code_map
+    codes = apply(run.tokenizer_variables, image, method="encode").code_map
     x0, y0, x1, y1 = cells
     changed = codes.at[:, y0:y1, x0:x1].set(CODE.value)
     if jnp.array_equal(codes, changed):
         raise InputError(f"--code={CODE.value}: the region has no other code; give another one")
     before, after = (
-        np.asarray(apply(generator.tokenizer_variables, Tokens.dense(c), method="decode"))
+        np.asarray(apply(run.tokenizer_variables, Tokens.dense(c), method="decode"))
         for c in (codes, changed)
     )
     change = np.abs(after - before).max(axis=(0, 3))
@@ -114,10 +115,10 @@ def main() -> None:
     f = tokenizer.downsampling
     x0, y0, x1, y1 = (f * number for number in cells)
     box = x0, y0, x1, y1
-    out = Path(OUT.value or workdir / "locality.png")
+    out = epath.Path(OUT.value or workdir / "locality.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     row = np.concatenate([image, before, after, heat_map(change)[None]])
-    Image.fromarray(strip(row, box)).save(out)
+    write_png(out, strip(row, box))
     most, farthest = reach(change, box, 0.99), reach(change, box, 1.0)
     log.info("99 %% of the change: within %s of the region", _both_units(most, f))
     if farthest < distance_to_box(change.shape, box).max():

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
@@ -24,14 +25,13 @@ from vqjax.evaluation.networks import build_network
 from vqjax.evaluation.protocol import surroundings
 from vqjax.evaluation.results import read_results
 from vqjax.files import write_whole
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.report import codebook, curves, gallery, neighbours, tables
 from vqjax.report.page import Missing, Report, StageReport, render
 from vqjax.report.summary import key_numbers, summary
-from vqjax.runs.build import STAGES
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import trained_stage
+from vqjax.runs.stages import all_stages, trained_stage
 from vqjax.training.console import LOGGER_NAME, setup_logging
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
@@ -56,44 +56,45 @@ T = TypeVar("T")
 def main() -> None:
     """Gathers what there is of a run, and writes the page."""
     keep_memory_of_host_computation()
-    workdir = Path(WORKDIR.value or "")
-    out = Path(OUT.value or workdir / "report.html")
+    workdir = epath.Path(WORKDIR.value or "")
+    out = epath.Path(OUT.value or workdir / "report.html")
     if out.is_dir():
         raise InputError(f"--out={out}: this is a folder, an HTML file is needed")
     for flag in (RECONSTRUCTIONS, SAMPLES, NEIGHBOURS, NEIGHBOURS_FROM, HELD_OUT):
         if flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value}: at least 1 is needed")
-    generator = Generator(workdir)
+    run = Run(workdir)
     # The least that there is to report on.
-    _ = generator.tokenizer_variables
+    _ = run.tokenizer_variables
     setup_logging(workdir)
-    page = render(_gather(generator))
+    page = render(_gather(run))
     write_whole(out, page)
     log.info("%s (%.1f MB)", out, out.stat().st_size / 1e6)
 
 
-def _gather(generator: Generator) -> Report:
+def _gather(run: Run) -> Report:
     """All parts of the page; in place of what the run does not have, what is missing."""
-    workdir, config = generator.workdir, generator.config
+    workdir, config = run.workdir, run.config
     evaluations = _evaluations(workdir)
-    stages = {name: _attempt(name, partial(_stage, generator, name)) for name in STAGES}
-    training = _attempt("training images", lambda: _source(generator, "train"))
-    validation = _attempt("validation images", lambda: _source(generator, "validation"))
+    stages = {name: _attempt(name, partial(_stage, run, name)) for name in all_stages(config)}
+    training = _attempt("training images", lambda: _source(run, "train"))
+    validation = _attempt("validation images", lambda: _source(run, "validation"))
 
     def held_out(limit: int | None) -> Iterator[dict[str, np.ndarray]]:
-        return _batches(generator, _there(validation), limit)
+        return _batches(run, _there(validation), limit)
 
     def reconstructions() -> list[gallery.Pair]:
         batches = list(held_out(RECONSTRUCTIONS.value))
         images, labels, valid = (
             np.concatenate([batch[key] for batch in batches]) for key in ("image", "label", "valid")
         )
-        pairs = gallery.reconstructions(generator, images, labels)
+        names = _there(validation).class_names
+        pairs = gallery.reconstructions(run, names, images, labels)
         return list(itertools.compress(pairs, valid))
 
     pairs = _attempt("reconstructions", reconstructions)
-    book = _attempt("codebook", lambda: codebook.inspect(generator, held_out(None)))
-    samples = _attempt("samples", lambda: gallery.samples(generator, SAMPLES.value, SEED.value))
+    book = _attempt("codebook", lambda: codebook.inspect(run, held_out(None)))
+    samples = _attempt("samples", lambda: gallery.samples(run, SAMPLES.value, SEED.value))
 
     def nearest() -> neighbours.Neighbours:
         drawn, source = _there(samples), _there(training)
@@ -105,18 +106,18 @@ def _gather(generator: Generator) -> Report:
             # Of as many classes as possible.
             np.linspace(0, len(drawn.images) - 1, NEIGHBOURS.value).round().astype(int).tolist(),
             source,
-            _batches(generator, source, limits[0]),
+            _batches(run, source, limits[0]),
             held_out(limits[1]),
             sum(map(min, limits, counts)),
         )
 
     near = _attempt("nearest training images", nearest)
-    validation_curves = _attempt("validation", lambda: _curves(generator, "tokenizer"))
+    validation_curves = _attempt("validation", lambda: _curves(run, run.tokenizer_stage))
     return Report(
         title=workdir.resolve().name,
         made=datetime.datetime.now().strftime("%d %B %Y, %H:%M").lstrip("0"),
         surroundings=tables.nested(surroundings()),
-        summary=summary(generator, stages, training, evaluations, book, near),
+        summary=summary(run, stages, training, evaluations, book, near),
         key_numbers=key_numbers(stages, evaluations, book, validation_curves),
         resolution=config.data.resolution,
         evaluations=evaluations,
@@ -146,21 +147,20 @@ def _there(part: T | Missing) -> T:
     return part
 
 
-def _source(generator: Generator, split: Split) -> Source:
-    data = generator.config.data
+def _source(run: Run, split: Split) -> Source:
+    data = run.config.data
     return build_source(data.source, split, data.resolution)
 
 
-def _batches(
-    generator: Generator, source: Source, limit: int | None
-) -> Iterator[dict[str, np.ndarray]]:
+def _batches(run: Run, source: Source, limit: int | None) -> Iterator[dict[str, np.ndarray]]:
     """Images of a source, in batches that the devices share."""
-    devices = generator.mesh.size
+    devices = run.mesh.size
     count = len(source) if limit is None else min(limit, len(source))
-    size = min(generator.config.sampling.batch_size, count, 32)
-    data = generator.config.data
+    size = min(count, 32)
+    data = run.config.data
     return evaluation_batches(
         source,
+        run.condition,
         batch_size=-(-size // devices) * devices,
         resolution=data.resolution,
         limit=limit,
@@ -168,23 +168,24 @@ def _batches(
     )
 
 
-def _curves(generator: Generator, name: str) -> curves.Curves:
-    folder, _ = trained_stage(generator.config, generator.workdir, name)
+def _curves(run: Run, name: str) -> curves.Curves:
+    folder = trained_stage(run.config, run.workdir, name).folder
     return curves.read_metrics(folder / "metrics.jsonl")
 
 
-def _stage(generator: Generator, name: str) -> StageReport:
+def _stage(run: Run, name: str) -> StageReport:
     """A stage of training.
 
     Raises:
         InputError: it has no checkpoint.
     """
-    folder, settings = trained_stage(generator.config, generator.workdir, name)
-    variables = generator.tokenizer_variables if name == "tokenizer" else generator.prior_variables
+    place = trained_stage(run.config, run.workdir, name)
+    folder, settings = place.folder, place.config
+    variables = run.stage_variables(name)
     checkpointer = Checkpointer(folder / "checkpoints", read_only=True)
     newest = checkpointer.latest_step
     checkpointer.close()
-    step = generator.steps[name]
+    step = run.steps[name]
     start = None
     if "discriminator" in settings and settings.discriminator.model.name != "none":
         start = settings.discriminator.start
@@ -202,7 +203,7 @@ def _stage(generator: Generator, name: str) -> StageReport:
         parameters=tables.parameters(variables),
         size=tables.size(variables),
         charts=_attempt(
-            f"curves of {name}", lambda: curves.charts(name, _curves(generator, name), start)
+            f"curves of {name}", lambda: curves.charts(name, _curves(run, name), start)
         ),
     )
 

@@ -6,27 +6,27 @@ python sample.py --workdir=... --edit=outpaint --image=a.png --left=128 --right=
 python sample.py --workdir=... --edit=replace --image=a.png --box=32,32,96,96 --label=cat
 """
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
+from etils import epath
 
-from vqjax.data.images import read_image
+from vqjax.data.images import read_image, write_png
 from vqjax.errors import InputError
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
+from vqjax.pixels import to_float
 from vqjax.programs import command_line, sampling_flags
 from vqjax.training.console import setup_logging
-from vqjax.training.prior_stage import sampling_spec
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "Folder for the images [<workdir>/samples]")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other images")
-NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many images [the config's]")
 LABEL = flags.DEFINE_string(
     "label", "", "Class, by name or number; for class-conditional runs [all in turn; an edit: none]"
 )
@@ -52,52 +52,42 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-    """Checks what is asked for, restores both stages, samples, decodes, writes PNGs."""
-    workdir = Path(WORKDIR.value or "")
-    generator = Generator(workdir)
-    settings = generator.config.sampling
-    SAMPLING.override(settings)
-    if NUM_IMAGES.value is not None:
-        settings.num_images = NUM_IMAGES.value
-    if settings.num_images < 1 or settings.batch_size < 1:
-        raise InputError("--num_images and --batch_size: at least 1 is needed")
-    tile = settings.get("decode_tile", 0)
-    generator.tokenizer.check_tile(tile)
-    edit = _edit(generator)
-    grid = edit.grid if edit else generator.prior.grid
-    spec = sampling_spec(generator.prior, grid, settings)
-    labels = _labels(generator, settings.num_images)
-    rejection = SAMPLING.rejection(ACCEPTANCE.value, generator.prior.num_classes, labels)
+    """Checks what is asked for, restores the models, samples, decodes, writes PNGs."""
+    workdir = epath.Path(WORKDIR.value or "")
+    run = Run(workdir)
+    sampling = run.sampling(**SAMPLING.given())
+    count = sampling.drawing.num_images
+    edit = _edit(run)
+    conditions = _conditions(run, count, edit)
+    rejection = SAMPLING.rejection(ACCEPTANCE.value, run.prior.num_ids, conditions)
     log = setup_logging(workdir)
 
-    batches = generator.generate(
-        labels,
-        spec,
+    batches = run.images(
+        conditions,
+        sampling,
         seed=SEED.value,
-        batch_size=settings.batch_size,
-        tile=tile,
         edit=edit,
         composite=COMPOSITE.value,
         rejection=rejection,
     )
-    out = Path(OUT.value or workdir / "samples")
+    out = epath.Path(OUT.value or workdir / "samples")
     out.mkdir(parents=True, exist_ok=True)
     shown: list[np.ndarray] = []
     for i, image in enumerate(itertools.chain.from_iterable(batches)):
-        Image.fromarray(image).save(out / f"{i:05d}.png")
+        write_png(out / f"{i:05d}.png", image)
         shown.extend([image] if i < 64 else [])
-    _save_grid(shown, 8, out / "grid.png")
+    _write_grid(shown, 8, out / "grid.png")
     if edit:
-        _save_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
-    used = settings.to_dict()
+        _write_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
+    used = dataclasses.asdict(sampling.sampler) | dataclasses.asdict(sampling.drawing)
     used |= {
         name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
     }
     (out / "settings.json").write_text(json.dumps(used, indent=2) + "\n")
-    log.info("%d images and grid.png in %s", settings.num_images, out)
+    log.info("%d images and grid.png in %s", count, out)
 
 
-def _edit(generator: Generator) -> editing.Edit | None:
+def _edit(run: Run) -> editing.Edit | None:
     """The edit that is asked for."""
     edits = {"image": tuple(EDITS)} | {own: (edit,) for edit in EDITS for own in EDITS[edit]}
     given = [name for name in edits if flags.FLAGS[name].value is not None]
@@ -112,41 +102,26 @@ def _edit(generator: Generator) -> editing.Edit | None:
         raise InputError(f"--edit={EDIT.value} needs --image and {own}")
     image = read_image(Path(IMAGE.value))
     if EDIT.value == "inpaint":
-        return editing.inpaint(generator.tokenizer, image, read_image(Path(MASK.value or "")))
+        return editing.inpaint(run.tokenizer, image, read_image(Path(MASK.value or "")))
     if EDIT.value == "outpaint":
         sides = {side: flag.value or 0 for side, flag in SIDES.items()}
-        return editing.outpaint(generator.tokenizer, image, **sides)
-    if not generator.prior.num_classes:
+        return editing.outpaint(run.tokenizer, image, **sides)
+    if not run.prior.num_ids:
         raise InputError("--edit=replace is for class-conditional runs: use --edit=inpaint instead")
     if not LABEL.value:
         raise InputError("--edit=replace needs --label: what is to be in the box")
-    return editing.replace(generator.tokenizer, image, command_line.read_box(BOX.value or ()))
+    return editing.replace(run.tokenizer, image, command_line.read_box(BOX.value or ()))
 
 
-def _labels(generator: Generator, count: int) -> np.ndarray:
-    """A label for every image: the one asked for, or all in turn; without one, an edit has none."""
-    prior, names = generator.prior, generator.class_names
-    if not LABEL.value and EDIT.value and prior.num_classes:
-        if not prior.condition_dropout:
-            raise InputError(
-                f"--edit={EDIT.value}: this run is class-conditional and was trained without"
-                " condition_dropout, so it needs --label, the class of the image"
-            )
-        return np.full(count, prior.null_id, np.int32)
-    if not LABEL.value:
-        return (np.arange(count) % max(prior.num_classes, 1)).astype(np.int32)
-    if not prior.num_classes:
-        raise InputError(f"--label={LABEL.value}: this run is unconditional; leave the flag out")
-    if LABEL.value in names:
-        return np.full(count, names.index(LABEL.value), np.int32)
-    if LABEL.value.isdigit() and int(LABEL.value) < prior.num_classes:
-        return np.full(count, int(LABEL.value), np.int32)
-    raise InputError(
-        f"--label={LABEL.value}: give a number from 0 to {prior.num_classes - 1}, or one of:"
-        f" {', '.join(names[:20])}{', ...' if prior.num_classes > 20 else ''}"
-    )
+def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
+    """A condition for every image: the one asked for, or all in turn; for an edit, or none."""
+    label = LABEL.value or None
+    try:
+        return run.edit_conditions(count, label) if edit else run.conditions(count, label)
+    except InputError as e:
+        flag = f"--label={label}: " if label else f"--edit={EDIT.value}: "
+        raise InputError(f"{flag}{e}") from None
 
 
-def _save_grid(images: list[np.ndarray], columns: int, file: Path) -> None:
-    pixels = np.stack(images) / np.float32(127.5) - 1
-    Image.fromarray(image_grid(pixels, columns)).save(file)
+def _write_grid(images: list[np.ndarray], columns: int, file: epath.Path) -> None:
+    write_png(file, image_grid(np.asarray(to_float(np.stack(images))), columns))

@@ -1,26 +1,29 @@
-"""The flags of all programs that sample: how tokens are drawn, by what candidates are judged."""
+"""The flags of all programs that sample: settings of the samplers, and the judge of candidates."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
 from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet_classifier
+from vqjax.runs.build import DrawingSettings
+from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import Rejection, Score
+from vqjax.settings import choices_of, describe_settings
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingFlags:
-    """What was given.
+    """The flags that sampling programs share.
 
     Attributes:
-        settings: those of `config.sampling`; None where the config's holds.
+        settings: a flag for each setting of `config.sampling`, of whichever sampler; None where the
+            config's holds.
         classifier: which judges candidates.
         weights: its file, where it does not come with its own.
         score: by what it judges.
@@ -37,11 +40,9 @@ class SamplingFlags:
         settings = (flag for name, flag in self.settings.items() if name != "batch_size")
         return *settings, self.classifier, self.weights, self.score
 
-    def override(self, settings: ConfigDict) -> None:
-        """Puts what was given in the place of the config's."""
-        for name, flag in self.settings.items():
-            if flag.value is not None:
-                settings[name] = flag.value
+    def given(self) -> dict[str, Any]:
+        """The settings that were given."""
+        return {name: flag.value for name, flag in self.settings.items() if flag.value is not None}
 
     def build_classifier(self) -> ImagenetClassifier:
         """The classifier, with its weights.
@@ -53,55 +54,38 @@ class SamplingFlags:
         return imagenet_classifier(self.classifier.value, weights)
 
     def rejection(
-        self, acceptance: float, num_classes: int, labels: Int[np.ndarray, " n"]
+        self, acceptance: float, num_ids: int, conditions: Int[np.ndarray, "n c"]
     ) -> Rejection | None:
-        """What candidates have to pass; None where all do.
+        """The test that candidates have to pass; None where all do.
 
         Args:
             acceptance: fraction that is kept, (0, 1].
-            num_classes: of the prior; 0 for an unconditional one.
-            labels: classes of the wanted images.
+            num_ids: size of the condition's vocabulary; 0 for an unconditional prior.
+            conditions: of the wanted images.
 
         Raises:
             InputError: no such class in ImageNet, or as `build_classifier`.
         """
         if acceptance == 1.0:
             return None
-        if self.score.value == "label" and not labels.max() < num_classes == 1000:
+        of_imagenet = num_ids == 1000 and conditions.shape[1] == 1 and conditions.max() < num_ids
+        if self.score.value == "label" and not of_imagenet:
             raise InputError(
                 "--score=label is by the class of each image, of ImageNet's 1000: this run has"
-                f" {num_classes}, and an edit needs --label; give --score=confidence"
+                f" {num_ids}, and an edit needs --label; give --score=confidence"
             )
         by: Score = "label" if self.score.value == "label" else "confidence"
         return Rejection(acceptance, self.build_classifier(), by)
 
 
-def define() -> SamplingFlags:
-    """Defines the flags; to be called where a program defines its own."""
-    settings = {
-        "batch_size": flags.DEFINE_integer("batch_size", None, "How many at a time"),
-        "steps": flags.DEFINE_integer("steps", None, "Parallel steps in each block"),
-        "temperature": flags.DEFINE_float(
-            "temperature", None, "Of the softmax codes are drawn from"
-        ),
-        "top_k": flags.DEFINE_integer("top_k", None, "Draw among the k most likely codes; 0: all"),
-        "top_p": flags.DEFINE_float(
-            "top_p", None, "Draw among codes of this probability; 1 for all"
-        ),
-        "choice_temperature": flags.DEFINE_float(
-            "choice_temperature", None, "Noise on the confidence by which tokens are kept"
-        ),
-        "guidance": flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 for none"),
-        "guidance_schedule": flags.DEFINE_enum(
-            "guidance_schedule",
-            None,
-            ["constant", "linear"],
-            "linear: grows from 1 over the sampling",
-        ),
-        "decode_tile": flags.DEFINE_integer(
-            "decode_tile", None, "Decode in tiles of so many pixels to save memory; 0: the whole"
-        ),
-    }
+def define(without: Sequence[str] = ()) -> SamplingFlags:
+    """Defines the flags, but for some settings; to be called where a program defines its own."""
+    settings: dict[str, flags.FlagHolder[Any]] = {}
+    for cls in (DrawingSettings, *(sampler.settings for sampler in SAMPLERS.values())):
+        described = describe_settings(cls)
+        for field in dataclasses.fields(cls):
+            if field.name in described and field.name not in (*settings, *without):
+                settings[field.name] = _define(field, f"{described[field.name]} [the config's]")
     return SamplingFlags(
         settings,
         flags.DEFINE_enum(
@@ -119,3 +103,14 @@ def define() -> SamplingFlags:
             " likeliest",
         ),
     )
+
+
+def _define(field: dataclasses.Field, meaning: str) -> flags.FlagHolder[Any]:
+    """A flag for a setting, None where it is not given."""
+    if choices_of(field):
+        return flags.DEFINE_enum(field.name, None, choices_of(field), meaning)
+    if field.type is float:
+        return flags.DEFINE_float(field.name, None, meaning)
+    if field.type is bool:
+        return flags.DEFINE_bool(field.name, None, meaning)
+    return flags.DEFINE_integer(field.name, None, meaning)

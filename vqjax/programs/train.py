@@ -1,27 +1,25 @@
 """Trains the stages of a config, in order, in one workdir; goes on where it was stopped.
 
-python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji [--config.key=value
-...]
+python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji
+[--config.key=value ...]
 """
 
 import logging
-from pathlib import Path
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from vqjax.data import build_source
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
-from vqjax.runs.build import build_stage, stage_names
-from vqjax.runs.workdir import (
-    check_workdir,
-    write_class_names,
-    write_config,
-)
+from vqjax.runs.build import build_condition, check_config
+from vqjax.runs.stages import stages_to_train
+from vqjax.runs.workdir import check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
 from vqjax.training.loop import train_stage
+from vqjax.training.stage_kinds import build_stage
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with arguments after a colon: configs/openmoji_effvqgan.py:res=64"
@@ -42,32 +40,42 @@ def main() -> None:
     """Runs the stages of the config."""
     keep_memory_of_host_computation()
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    config, workdir = CONFIG.value, Path(WORKDIR.value or "")
+    config, workdir = CONFIG.value, epath.Path(WORKDIR.value or "")
     is_main = jax.process_index() == 0
 
-    # Everything that can be wrong with a config is found before any work begins.
+    # Everything that can be wrong is found before any work begins, and first what needs no data.
     mesh = make_mesh(config.mesh)
-    stages = stage_names(config)
-    for name in stages:
-        stage = build_stage(config, name, workdir, num_classes=1)
-        jax.eval_shape(stage.init, jax.random.key(0))
-        process_rows(mesh, config[name].batch_size)
+    check_config(config)
+    names = [name for name in stages_to_train(config) if not config[name].use_from]
+    stages = {
+        name: build_stage(config, name, workdir) for name in names if config[name].kind != "prior"
+    }
     if not ACCEPT.value:
         check_workdir(config, workdir)
+    side = config.data.resolution
+    train_source = build_source(config.data.source, "train", side)
+    validation_source = build_source(config.data.source, "validation", side)
+    condition = build_condition(config, train_source)
+    for name in names:
+        if config[name].kind == "prior":
+            stages[name] = build_stage(config, name, workdir, condition)
+        jax.eval_shape(stages[name].init, jax.random.key(0))
+        process_rows(mesh, config[name].batch_size)
+
     setup_logging(workdir, is_main)
     logging.getLogger("vqjax").info(
         "%s: %d %s devices, mesh %s", workdir, mesh.size, jax.default_backend(), dict(mesh.shape)
     )
-
-    resolution = config.data.resolution
-    train_source = build_source(config.data.source, "train", resolution)
-    validation_source = build_source(config.data.source, "validation", resolution)
     if is_main:
         write_config(config, workdir)
-        write_class_names(workdir, train_source.class_names)
-
-    for name in stages:
-        if config[name].init_from:
-            continue
-        stage = build_stage(config, name, workdir, train_source.num_classes)
-        train_stage(stage, config.data, mesh, workdir / name, train_source, validation_source)
+        write_condition(workdir, condition)
+    for name in names:
+        train_stage(
+            stages[name],
+            config.data,
+            mesh,
+            workdir / name,
+            train_source,
+            validation_source,
+            condition,
+        )

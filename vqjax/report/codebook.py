@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vqjax import quantizers
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.parallel import batch_sharding, to_host
 from vqjax.pixels import to_float
 from vqjax.report.charts import Chart, codebook_map, frequencies
@@ -37,24 +37,24 @@ class Codebook:
     charts: list[Chart]
 
 
-def inspect(generator: Generator, batches: Iterable[dict[str, np.ndarray]]) -> Codebook:
+def inspect(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Codebook:
     """Counts the codes of all images, and lays out the codebook.
 
     Args:
-        generator: of the run.
+        run: whose tokenizer it is.
         batches: of `evaluation_batches`, of a size that its devices divide.
     """
-    tokenizer = generator.tokenizer
+    tokenizer = run.tokenizer
     apply: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
-    share = batch_sharding(generator.mesh)
+    share = batch_sharding(run.mesh)
     counts, images = np.zeros(tokenizer.num_codes), 0
     for batch in batches:
         pixels = jax.device_put(batch["image"], share)
-        tokens = apply(generator.tokenizer_variables, to_float(pixels), method="encode")
+        tokens = apply(run.tokenizer_variables, to_float(pixels), method="encode")
         codes = to_host(tokens.codes)[batch["valid"]]
         counts += np.bincount(codes.ravel(), minlength=len(counts))
         images += int(batch["valid"].sum())
-    vectors = np.asarray(tokenizer.apply(generator.tokenizer_variables, method=_vectors))
+    vectors = np.asarray(tokenizer.apply(run.tokenizer_variables, method="codebook"))
     points, explained = principal_components(vectors)
     charts = [frequencies("frequencies", counts), codebook_map("map", points, counts, explained)]
     perplexity = float(quantizers.perplexity(jnp.asarray(counts)))
@@ -77,7 +77,3 @@ def principal_components(
         points[:, i] = centered @ direction * np.sign(direction[np.argmax(np.abs(direction))])
         shares[i] = scales[i] ** 2 / max(np.sum(scales**2), np.finfo(float).tiny)
     return points, shares
-
-
-def _vectors(tokenizer: Any) -> Any:
-    return tokenizer.quantizer.codes()

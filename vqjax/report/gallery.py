@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from vqjax.generation import editing
-from vqjax.generation.run import Generator, Images
+from vqjax.generation.decoding import decode
+from vqjax.generation.run import Images, Run
 from vqjax.losses.pixelwise import psnr
 from vqjax.parallel import batch_sharding, to_host
 from vqjax.pixels import to_float
-from vqjax.training.prior_stage import sampling_spec
 
 # Larger images are shrunk to this side: a page of photographs would be a burden to a phone.
 MAX_SIDE = 256
@@ -85,25 +84,26 @@ def class_name(names: Sequence[str], label: int) -> str:
 
 
 def reconstructions(
-    generator: Generator, images: Images, labels: Int[np.ndarray, " n"]
+    run: Run, class_names: Sequence[str], images: Images, labels: Int[np.ndarray, " n"]
 ) -> list[Pair]:
     """Images beside what the tokenizer makes of them.
 
     Args:
-        generator: of the run.
+        run: whose tokenizer it is.
+        class_names: of its data.
         images: held-out ones; as many as its devices divide.
         labels: their classes.
     """
-    tokenizer, variables = generator.tokenizer, generator.tokenizer_variables
+    tokenizer, variables = run.tokenizer, run.tokenizer_variables
     encode: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
-    pixels = to_float(jax.device_put(images, batch_sharding(generator.mesh)))
+    pixels = to_float(jax.device_put(images, batch_sharding(run.mesh)))
     tokens = encode(variables, pixels, method="encode")
-    tile = generator.config.sampling.get("decode_tile", 0)
-    rebuilt = to_host(editing.decode(tokenizer, variables, tokens, tile))
+    tile = run.sampling().drawing.decode_tile if run.prior_stage else 0
+    rebuilt = to_host(decode(tokenizer, variables, tokens, tile))
     errors = to_host(psnr(to_float(images), to_float(rebuilt)))
     pairs = []
     for image, copy, label, error in zip(images, rebuilt, labels, errors, strict=True):
-        name = class_name(generator.class_names, int(label))
+        name = class_name(class_names, int(label))
         of = f" of class {name}" if name else ""
         pairs.append(
             Pair(
@@ -115,32 +115,23 @@ def reconstructions(
     return pairs
 
 
-def samples(generator: Generator, count: int, seed: int) -> Samples:
+def samples(run: Run, count: int, seed: int) -> Samples:
     """Images drawn as `config.sampling` says: about `count` in all, as many of each class.
 
     Raises:
         InputError: there is no trained prior, or a setting is out of its range.
     """
-    prior, settings = generator.prior, generator.config.sampling
-    classes = prior.num_classes
+    sampling = run.sampling()
+    every = run.condition.in_turn(max(run.condition.num_ids, 1))
     # Evenly spaced where there are many.
-    shown = np.unique(np.linspace(0, max(classes - 1, 0), min(max(classes, 1), _CLASSES)).round())
-    labels = np.repeat(shown, -(-count // len(shown))).astype(np.int32)
-    batches = generator.generate(
-        labels,
-        sampling_spec(prior, prior.grid, settings),
-        seed=seed,
-        batch_size=min(settings.batch_size, len(labels)),
-        tile=settings.get("decode_tile", 0),
-    )
-    images = np.concatenate(list(batches))
-    names = [(class_name(generator.class_names, int(label)) if classes else "") for label in labels]
+    shown = np.unique(np.linspace(0, len(every) - 1, min(len(every), _CLASSES)).round().astype(int))
+    conditions = np.repeat(every[shown], -(-count // len(shown)), axis=0)
+    images = np.concatenate(list(run.images(conditions, sampling, seed=seed)))
+    names = [run.condition.describe(ids) for ids in conditions]
     groups: dict[str, list[Picture]] = {}
     for image, name in zip(images, names, strict=True):
         alt = f"sample of class {name}" if name else "sample"
         groups.setdefault(name, []).append(picture(image, alt))
-    told = [f"{settings.steps} steps a block", f"temperature {settings.temperature:g}"]
-    told += [f"top-k {settings.top_k}"] if settings.top_k else []
-    told += [f"top-p {settings.top_p:g}"] if settings.top_p < 1 else []
-    told += [f"guidance {settings.guidance:g}"] if settings.guidance != 1 else []
-    return Samples(groups, images, names, f"{', '.join(told)}, seed {seed}", classes)
+    settings = dataclasses.asdict(sampling.sampler)
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return Samples(groups, images, names, f"{told}, seed {seed}", run.condition.num_ids)

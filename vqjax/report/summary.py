@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vqjax.data import Source
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.report.codebook import Codebook
 from vqjax.report.curves import Curves, last
 from vqjax.report.neighbours import Neighbours
@@ -17,7 +17,7 @@ _DISTANCES = {"reconstruction": ("rFID", "rFD"), "generation": ("FID", "FD")}
 
 
 def summary(
-    generator: Generator,
+    run: Run,
     stages: Stages,
     training: Source | Missing,
     found: Evaluations,
@@ -25,7 +25,7 @@ def summary(
     neighbours: Neighbours | Missing,
 ) -> str:
     """A paragraph: what was trained on what, and how good it is."""
-    data, tokenizer = generator.config.data, generator.tokenizer
+    data, tokenizer = run.config.data, run.tokenizer
     h, w = tokenizer.grid(data.resolution, data.resolution)
     sizes = {
         name: f"{stage.model}, {_millions(stage.size)} parameters"
@@ -33,12 +33,15 @@ def summary(
         if isinstance(stage, StageReport)
     }
     models = (
-        f"A tokenizer ({sizes['tokenizer']}) that turns {data.resolution}×{data.resolution} pixels"
-        f" into {h}×{w} codes out of {tokenizer.num_codes:,}"
+        f"A tokenizer ({sizes[run.tokenizer_stage]}) that turns"
+        f" {data.resolution}×{data.resolution} pixels into {h}×{w}"
+        f" codes out of {tokenizer.num_codes:,}"
     )
-    if "prior" in sizes:
-        kind = "class-conditional" if generator.prior.num_classes else "unconditional"
-        models += f", and a prior ({sizes['prior']}, {kind}) that draws such codes"
+    if run.prior_stage in sizes:
+        kind = {"none": "unconditional", "class": "class-conditional"}.get(
+            run.condition.name, f"{run.condition.name}-conditional"
+        )
+        models += f", and a prior ({sizes[run.prior_stage]}, {kind}) that draws such codes"
     images = "" if isinstance(training, Missing) else f"{len(training):,} images: "
     sentences = [f"{models}; trained on {images}{data.source.name}"]
     for what, told in (("reconstruction", "Held-out images are reconstructed"), ("generation", "")):

@@ -1,33 +1,98 @@
-"""Trained weights of a stage, for what only uses them: later stages, sampling."""
+"""Trained weights of a run, for what only uses them: later stages, sampling, evaluation."""
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
+from vqjax.parallel import placed
+from vqjax.priors.base import Prior, init_prior
 from vqjax.runs.checkpoints import Checkpointer
+from vqjax.runs.stages import TrainedStage, decoder_of, tokenizer_of, trained_stage
+from vqjax.tokenizers import Tokenizer
+from vqjax.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
+Variables = dict[str, Any]
 
-def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> tuple[Any, int]:
+
+def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> Variables:
+    """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
+    return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
+
+
+def tokens_shape(tokenizer: Tokenizer, resolution: int) -> Tokens:
+    """Shapes of the tokens of an image."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    variables = tokenizer_shapes(tokenizer, resolution)
+
+    def encode(variables: Variables, x: Any) -> Any:
+        return tokenizer.apply(variables, x, method="encode")
+
+    return jax.eval_shape(encode, variables, images)
+
+
+def prior_shapes(prior: Prior, tokens: int, length: int) -> Variables:
+    """Shapes of a prior's variables, by the tokens of an image and the length of its condition."""
+    return jax.eval_shape(lambda key: init_prior(prior, tokens, length, key), jax.random.key(0))
+
+
+def split_decoder(
+    tokenizer: Tokenizer, variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], Variables]:
+    """The parameters that only `decode` reads, and all variables without them."""
+    parts = tokenizer.decoder_parts
+    params = variables["params"]
+    decoder = {name: params[name] for name in parts}
+    rest = {name: value for name, value in params.items() if name not in parts}
+    return decoder, {**variables, "params": rest}
+
+
+def load_tokenizer(
+    config: ConfigDict, workdir: epath.Path, stage: str, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[Variables, dict[str, int]]:
+    """The variables of the model that `build_stage_tokenizer` gives, and by stage of which step.
+
+    Raises:
+        InputError: a stage has no checkpoint, or it is of another model.
+    """
+    shapes = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
+    codes, decoder = tokenizer_of(config, stage), decoder_of(config, stage)
+    if codes == decoder:
+        variables, step = load_weights(trained_stage(config, workdir, codes), shapes)
+        return variables, {codes: step}
+    wanted, frozen = split_decoder(tokenizer, shapes)
+    kept, kept_step = load_weights(trained_stage(config, workdir, codes), frozen)
+    own, step = load_weights(trained_stage(config, workdir, decoder), {"params": wanted})
+    params = {**kept["params"], **own["params"]}
+    return {**kept, "params": params}, {codes: kept_step, decoder: step}
+
+
+def load_weights(stage: TrainedStage, shapes: Variables) -> tuple[Variables, int]:
     """A trained model's variables, and the step that they are of.
 
     Args:
-        folder: of the stage.
-        config: of the stage: whether its weights' moving average was kept, how long it trains, and
-            whether the "last" or the "best" checkpoint is used.
+        stage: whose settings say whether the moving average of the weights was kept, how long it
+            trains, and whether the "last" or the "best" checkpoint is used.
         shapes: of the variables, {"params": ..., **collections}, with shardings where they are to
-            be placed.
+            be placed; others that the checkpoint has are not read.
 
     Raises:
         InputError: there is no checkpoint, or it is of another model.
     """
+    folder, config = stage.folder, stage.config
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
-        raise InputError(_missing(folder))
+        raise InputError(_missing(stage))
     checkpointer = Checkpointer(
         checkpoints,
         best_metric=config.best_metric or None,
@@ -37,23 +102,23 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> tuple[Any, in
     weights = "ema" if config.ema_decay else "params"
     wanted = {key: value for key, value in shapes.items() if key != "params"}
     found = checkpointer.restore_partial(
-        {"generator": {weights: shapes["params"], "model_state": wanted}}, which=config.use
+        {"model": {weights: shapes["params"], "model_state": wanted}}, which=config.use
     )
     checkpointer.close()
     if found is None:
-        raise InputError(_missing(folder))
+        raise InputError(_missing(stage))
     last = checkpointer.latest_step
     if last is not None and last < config.steps:
         log.warning(
             "%s is at step %d of %d: its training is not finished", folder, last, config.steps
         )
-    player = found[0]["generator"]
-    log.info("%s: weights of step %d (%s, %s)", folder.name, found[1], config.use, weights)
-    return {"params": player[weights], **player["model_state"]}, found[1]
+    network, step = found[0]["model"], found[1]
+    log.info("%s: weights of step %d (%s, %s)", stage.name, step, config.use, weights)
+    return {"params": network[weights], **network["model_state"]}, step
 
 
-def _missing(folder: Path) -> str:
+def _missing(stage: TrainedStage) -> str:
     return (
-        f"there is no trained {folder.name} in {folder.parent}: run train.py until that stage is"
-        f" finished, or name a workdir that has one by --config.{folder.name}.init_from"
+        f"there is no trained {stage.name} in {stage.folder.parent}: run train.py until that stage"
+        f" is finished, or name a workdir that has one by --config.{stage.name}.use_from"
     )

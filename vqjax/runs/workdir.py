@@ -3,12 +3,12 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vqjax.conditions import Condition, NoCondition, from_json, to_json
 from vqjax.errors import InputError
 from vqjax.files import write_whole
 
@@ -19,32 +19,6 @@ FREE = re.compile(
 )
 # Settings of a model that do not change what it computes.
 COMPUTE = re.compile(r".*\.(dtype|remat|implementation)")
-
-
-def trained_stage(config: ConfigDict, workdir: Path, stage: str) -> tuple[Path, ConfigDict]:
-    """Where a stage's checkpoints are, here or in `init_from`, and the settings it is trained with.
-
-    Raises:
-        InputError: `init_from` is not the folder of a run, or its stage has another model.
-    """
-    source = config[stage].init_from
-    if not source:
-        return workdir / stage, config[stage]
-    settings = read_config(Path(source))[stage]
-    if settings.init_from:
-        raise InputError(
-            f"config.{stage}.init_from={source}: that run took its {stage} from"
-            f" {settings.init_from}; name that workdir"
-        )
-    theirs, ours = (json.loads(s.model.to_json()) for s in (settings, config[stage]))
-    differing = _differences(theirs, ours, f"{stage}.model.", COMPUTE)
-    if differing:
-        raise InputError(
-            f"config.{stage}.init_from={source}: its {stage} is another model:"
-            f" {'; '.join(differing)}; set these as they were, or train one here"
-        )
-    settings.use = config[stage].use
-    return Path(source) / stage, settings
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -58,7 +32,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         return
     before = json.loads(read_config(workdir).to_json())
-    differing = _differences(before, json.loads(config.to_json()), "", FREE)
+    differing = differences(before, json.loads(config.to_json()), "", FREE)
     if differing:
         raise InputError(
             f"{workdir} was made with another config: {'; '.join(differing)}."
@@ -95,18 +69,18 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
 
 
-def write_class_names(workdir: Path, names: Sequence[str]) -> None:
-    """Stores the names of the classes, which sampling by class needs without the data."""
-    write_whole(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
+def write_condition(workdir: Path, condition: Condition) -> None:
+    """Stores the condition of a run, which sampling needs without the data."""
+    write_whole(workdir / "condition.json", json.dumps(to_json(condition), indent=0) + "\n")
 
 
-def read_class_names(workdir: Path) -> tuple[str, ...]:
-    """What `write_class_names` stored; empty where training has not begun."""
-    file = workdir / "classes.json"
-    return tuple(json.loads(file.read_text())) if file.exists() else ()
+def read_condition(workdir: Path) -> Condition:
+    """The condition that `write_condition` stored; none where training has not begun."""
+    file = workdir / "condition.json"
+    return from_json(json.loads(file.read_text())) if file.exists() else NoCondition()
 
 
-def _differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
+def differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
     """What is not the same in two trees of settings, leaving out the allowed keys."""
     before, now = _flat(before, prefix), _flat(now, prefix)
     return [

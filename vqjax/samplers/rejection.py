@@ -60,40 +60,50 @@ def score(logits: Float[Array, "b k"], labels: Int[Array, "b"], by: Score) -> Fl
     return jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
 
 
-def candidate_labels(
-    labels: Int[np.ndarray, " n"], acceptance: float
+def condition_groups(
+    conditions: Int[np.ndarray, "n c"],
+) -> tuple[Int[np.ndarray, "g c"], Int[np.ndarray, " n"]]:
+    """The distinct conditions in ascending order, and which of them each image has."""
+    if not conditions.shape[1]:
+        return conditions[:1], np.zeros(len(conditions), int)
+    distinct, groups = np.unique(conditions, axis=0, return_inverse=True)
+    return distinct, groups.reshape(-1)
+
+
+def candidate_groups(
+    groups: Int[np.ndarray, " n"], acceptance: float
 ) -> Int[np.ndarray, " candidates"]:
-    """The classes of the candidates, ascending: ceil(wanted / acceptance) of each.
+    """The groups of the candidates, ascending: ceil(wanted / acceptance) of each.
 
     Args:
-        labels: classes of the wanted images.
+        groups: of the wanted images, of `condition_groups`.
         acceptance: fraction of the candidates that is kept, (0, 1].
     """
-    classes, wanted = np.unique(labels, return_counts=True)
+    numbers, wanted = np.unique(groups, return_counts=True)
     # A quotient that misses an integer by rounding must not be taken up to the next.
-    return np.repeat(classes, [math.ceil(n / acceptance - 1e-6) for n in wanted])
+    return np.repeat(numbers, [math.ceil(n / acceptance - 1e-6) for n in wanted])
 
 
 @functools.partial(jax.jit, static_argnames=("total",))
 def best(
     scores: Float[Array, " m"],
-    labels: Int[Array, " m"],
-    wanted: Int[Array | np.ndarray, " classes"],
+    groups: Int[Array, " m"],
+    wanted: Int[Array | np.ndarray, " groups"],
     total: int,
 ) -> Int[Array, " {total}"]:
-    """The candidates to keep: of each class those of the highest scores.
+    """The candidates to keep: of each group those of the highest scores.
 
     Args:
         scores: of the candidates.
-        labels: their classes.
-        wanted: how many to keep of each class; no more than there are.
+        groups: theirs.
+        wanted: how many to keep of each group; no more than there are.
         total: the sum of `wanted`.
 
     Returns:
-        Indices of candidates, by ascending class and falling score.
+        Indices of candidates, by ascending group and falling score.
     """
-    order = jnp.lexsort((-scores, labels))
-    ordered = labels[order]
+    order = jnp.lexsort((-scores, groups))
+    ordered = groups[order]
     rank = jnp.arange(len(order)) - jnp.searchsorted(ordered, ordered)
     return order[jnp.nonzero(rank < wanted[ordered], size=total)[0]]
 
@@ -101,20 +111,20 @@ def best(
 def keep_best(
     scores: Float[np.ndarray, " m"],
     candidates: Int[np.ndarray, " m"],
-    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
 ) -> Int[np.ndarray, " n"]:
-    """The candidate to keep for each wanted image, the best ones of its class as they were drawn.
+    """The candidate to keep for each wanted image, the best ones of its group as they were drawn.
 
     Their order says nothing of their scores, so that a part of the images is a fair one.
 
     Args:
         scores: of the candidates.
-        candidates: their classes, those of `candidate_labels`.
-        labels: classes of the wanted images.
+        candidates: their groups, those of `candidate_groups`.
+        groups: of the wanted images.
     """
-    kept = np.empty(len(labels), np.int32)
+    kept = np.empty(len(groups), np.int32)
     scored = jnp.asarray(scores), jnp.asarray(candidates)
-    chosen = best(*scored, np.bincount(labels), len(labels))
-    # Candidates come in ascending order of the class: back to that of the labels.
-    kept[np.argsort(labels, kind="stable")] = np.sort(chosen)
+    chosen = best(*scored, np.bincount(groups), len(groups))
+    # Candidates come in ascending order of the group: back to that of the images.
+    kept[np.argsort(groups, kind="stable")] = np.sort(chosen)
     return kept

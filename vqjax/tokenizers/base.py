@@ -1,28 +1,43 @@
-"""What all tokenizers with one code for every cell share: the way from images to codes and back."""
+"""The contract of a tokenizer, and what those with one code for every cell share.
 
-from typing import ClassVar
+A tokenizer is a Linen module of an encoder, a codebook, a decoder and a last layer. A sparse one
+(n < h * w tokens) derives from `Tokenizer` too, says so in `token_kind` and has its own `features`,
+`encode` and `decode`.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokens import Tokens
 
+Metrics = dict[str, Float[Array, ""]]
 
-class DenseTokenizer(nn.Module):
-    """An encoder, a codebook, a decoder and a last layer.
+
+class Tokenizer(nn.Module):
+    """Images to tokens and back, one code for every cell of the latent grid.
 
     Attributes:
         quantizer: the codebook.
     """
 
+    # "dense": a code for every cell; "sparse": for some of them.
     token_kind: ClassVar[str] = "dense"
     # Name of the last layer among the parameters.
     last_layer: ClassVar[str] = "last_convolution"
+    # Names of the parameters that `decode` alone reads: those that a decoder stage trains.
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_convolution")
 
     quantizer: VectorQuantizer
+
+    if TYPE_CHECKING:
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any:
+            """Linen's own, which has no type for the result of a method of ours."""
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder (images to latents of the code's width) and decoder (those to features)."""
@@ -96,7 +111,7 @@ class DenseTokenizer(nn.Module):
             InputError: as `grid`.
         """
         self.grid(*images.shape[1:3])
-        _, codes, _ = self.quantizer(self.encoder(images))
+        _, codes, _, _ = self.quantizer(self.encoder(images))
         return Tokens.dense(codes)
 
     def decode(self, tokens: Tokens, tile: int = 0) -> Float[Array, "b H W 3"]:
@@ -118,29 +133,36 @@ class DenseTokenizer(nn.Module):
         """Pixels of quantized latents; whole, unless a tokenizer can do otherwise."""
         return self.to_pixels(self.decoder(z_q))
 
+    def codebook(self) -> Float[Array, "k d"]:
+        """The vectors of all codes."""
+        return self.quantizer.codes()
+
     def to_pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
         """The last layer alone, whose kernel the adaptive weight of an adversarial loss reads."""
         return self.last_convolution(features)
 
-    def __call__(
+    def features(
         self, images: Float[Array, "b H W 3"], train: bool = False
-    ) -> tuple[Float[Array, "b H W 3"], dict[str, Array]]:
-        """Encodes, quantizes and decodes.
+    ) -> tuple[Float[Array, "b H W c"], Tokens, Float[Array, ""], Metrics]:
+        """Encodes, quantizes and decodes, up to the last layer.
 
         Args:
             images: [-1, 1].
             train: learn the codebook; see `VectorQuantizer.__call__` for collections and rngs.
 
         Returns:
-            The reconstruction, and the quantizer's losses and statistics with "codes", the code
-            map. What goes into `to_pixels` is sown as "last_features" into "intermediates".
+            The input of `to_pixels`, the tokens, the loss of the quantizer, its statistics.
 
         Raises:
             InputError: as `grid`.
         """
         self.grid(*images.shape[1:3])
-        z_q, codes, metrics = self.quantizer(self.encoder(images), train)
-        code_map: Int[Array, "b h w"] = codes
-        features = self.decoder(z_q)
-        self.sow("intermediates", "last_features", features)
-        return self.to_pixels(features), {**metrics, "codes": code_map}
+        z_q, codes, loss, metrics = self.quantizer(self.encoder(images), train)
+        return self.decoder(z_q), Tokens.dense(codes), loss, metrics
+
+    def __call__(
+        self, images: Float[Array, "b H W 3"], train: bool = False
+    ) -> tuple[Float[Array, "b H W 3"], Tokens, Float[Array, ""], Metrics]:
+        """Encodes, quantizes and decodes; the reconstruction, and the rest as `features`."""
+        features, tokens, loss, metrics = self.features(images, train)
+        return self.to_pixels(features), tokens, loss, metrics

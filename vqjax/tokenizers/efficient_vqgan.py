@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
-from vqjax.tokenizers.base import DenseTokenizer
+from vqjax.tokenizers.base import Tokenizer
 from vqjax.tokenizers.tiling import Tiling, swin_halo
 
 
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         return nn.swish(self.tail_norm(self.tail_conv(x)))
 
 
-class EfficientVQGAN(DenseTokenizer):
+class EfficientVQGAN(Tokenizer):
     """Images to codes and back, with local attention only.
 
     Attributes:
@@ -160,24 +160,23 @@ class EfficientVQGAN(DenseTokenizer):
         """Checks the fields.
 
         Raises:
-            InputError: fields out of their range or that contradict each other.
+            FieldError: fields out of their range or that contradict each other.
         """
-        if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
-            raise InputError(
-                f"tokenizer patch_size={self.patch_size}: a power of two from 2 is needed"
-            )
-        if self.window < 1:
-            raise InputError(f"tokenizer window={self.window}: a side of at least 1 is needed")
-        if len(self.widths) != len(self.depths) or not self.widths:
-            raise InputError(
-                f"tokenizer widths={self.widths} and depths={self.depths}:"
-                " one depth a width is needed"
-            )
-        for width in self.widths:
-            if self.head_dim < 1 or width % self.head_dim:
-                raise InputError(
-                    f"tokenizer width {width} is not a multiple of head_dim={self.head_dim}"
-                )
+        power = self.patch_size >= 2 and not self.patch_size & (self.patch_size - 1)
+        levels = len(self.widths)
+        check_fields(
+            self,
+            [
+                ("patch_size", power, "a power of two from 2"),
+                ("window", self.window >= 1, "a side of at least 1"),
+                ("widths", levels > 0, "at least one width"),
+                ("depths", len(self.depths) == levels, f"one depth for each of {levels} widths"),
+                ("head_dim", self.head_dim >= 1, "at least 1"),
+            ],
+        )
+        divided = all(width % self.head_dim == 0 for width in self.widths)
+        expected = f"multiples of head_dim={self.head_dim}"
+        check_fields(self, [("widths", divided, expected)])
         super().__post_init__()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:

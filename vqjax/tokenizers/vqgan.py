@@ -12,9 +12,9 @@ from typing import Any, Literal
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, check_fields
 from vqjax.nn.convolutional import Downsampling, Normalization, ResidualStage, Upsampling
-from vqjax.tokenizers.base import DenseTokenizer
+from vqjax.tokenizers.base import Tokenizer
 
 
 class Encoder(nn.Module):
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         return nn.swish(Normalization(self.dtype, name="norm")(x))
 
 
-class VQGAN(DenseTokenizer):
+class VQGAN(Tokenizer):
     """Images to codes and back by convolutions and global attention.
 
     Attributes:
@@ -107,23 +107,29 @@ class VQGAN(DenseTokenizer):
         """Checks the fields.
 
         Raises:
-            InputError: fields out of their range or that contradict each other.
+            FieldError: fields out of their range or that contradict each other.
         """
-        for name in ("width", "num_res_blocks", "latent_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"tokenizer {name}={getattr(self, name)}: at least 1 is needed")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise InputError(
-                f"tokenizer multipliers={self.multipliers}: whole numbers from 1 are needed,"
-                " one a level"
-            )
         factors = [2**i for i in range(len(self.multipliers))]
-        for factor in self.attention_factors:
-            if factor not in factors:
-                raise InputError(
-                    f"tokenizer attention_factors={self.attention_factors}: no level has the"
-                    f" downsampling factor {factor}; valid: {', '.join(map(str, factors))}"
-                )
+        there = set(self.attention_factors) <= set(factors)
+        check_fields(
+            self,
+            [
+                *(
+                    (name, getattr(self, name) >= 1, "at least 1")
+                    for name in ("width", "num_res_blocks", "latent_width")
+                ),
+                (
+                    "multipliers",
+                    bool(self.multipliers) and min(self.multipliers) >= 1,
+                    "a whole number from 1 for each level",
+                ),
+                (
+                    "attention_factors",
+                    there,
+                    f"downsampling factors of levels ({', '.join(map(str, factors))})",
+                ),
+            ],
+        )
         super().__post_init__()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:

@@ -7,41 +7,29 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vqjax.conditions import Condition
 from vqjax.data import Source, evaluation_batches, train_batches
 from vqjax.errors import InputError, TrainingError
-from vqjax.parallel import (
-    batch_sharding,
-    global_batch,
-    process_rows,
-    replicated,
-    state_shardings,
-)
+from vqjax.parallel import batch_sharding, global_batch, placed, process_rows, replicated
+from vqjax.random_keys import random_key
 from vqjax.registry import did_you_mean
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
-from vqjax.training.stage import Stage
-from vqjax.training.state import State, random_key
+from vqjax.training.stage import Stage, started_from
+from vqjax.training.state import State
 from vqjax.training.writer import Writer
 
 log = logging.getLogger(__name__)
-
-
-def placed(shapes: Any, mesh: Mesh) -> Any:
-    """Shapes with the sharding that each leaf has on a mesh."""
-    shardings = state_shardings(shapes, mesh)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    )
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> State:
@@ -49,7 +37,7 @@ def abstract_state(stage: Stage, mesh: Mesh) -> State:
     return placed(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
 
 
-def compile_train_step(stage: Stage, mesh: Mesh, phase: int | None = None) -> Any:
+def jit_train_step(stage: Stage, mesh: Mesh, phase: int | None = None) -> Any:
     """`stage.train_step` of a phase (None: the last) jitted on a mesh.
 
     The old state's memory is given to the new one.
@@ -65,23 +53,24 @@ def compile_train_step(stage: Stage, mesh: Mesh, phase: int | None = None) -> An
     )
 
 
-def batch_shapes(batch_size: int, resolution: int, mesh: Mesh) -> tuple[Any, Any]:
-    """Shapes and shardings of the images and labels of a global batch."""
+def batch_shapes(batch_size: int, resolution: int, length: int, mesh: Mesh) -> dict[str, Any]:
+    """Shapes and shardings of a global batch; `length` is that of the condition."""
     sharding = batch_sharding(mesh)
     shape = (batch_size, resolution, resolution, 3)
-    return (
-        jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding),
-        jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=sharding),
-    )
+    return {
+        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding),
+        "condition": jax.ShapeDtypeStruct((batch_size, length), np.int32, sharding=sharding),
+    }
 
 
 def train_stage(
     stage: Stage,
     data: ConfigDict,
     mesh: Mesh,
-    folder: Path,
+    folder: epath.Path,
     train_source: Source,
     validation_source: Source,
+    condition: Condition,
 ) -> None:
     """Trains a stage to its last step, from its last checkpoint where there is one.
 
@@ -92,6 +81,7 @@ def train_stage(
         folder: of the stage; gets checkpoints, metrics and pictures.
         train_source: images to train on.
         validation_source: images to evaluate on.
+        condition: what the batches deliver of each image beside its pixels.
 
     Raises:
         InputError: something in the config or the folder does not fit.
@@ -122,6 +112,8 @@ def train_stage(
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         key = random_key(stage.seed, f"{stage.name}/init", 0)
         state, start = jax.jit(stage.init, out_shardings=shardings)(key), 0
+        variables = {"params": shapes.model.params, **shapes.model.model_state}
+        state = started_from(state, stage.load_start(variables))
     else:
         state, start = restored
         log.info("%s: going on from step %d", stage.name, start)
@@ -129,11 +121,13 @@ def train_stage(
     if main and start == 0:
         _write_overview(folder, stage, shapes)
 
+    # Phases may alternate; each has one program.
+    train_step_of = functools.cache(functools.partial(jit_train_step, stage, mesh))
     phase = stage.phase(start)
-    train_step = compile_train_step(stage, mesh, phase)
     to_devices = functools.partial(global_batch, mesh=mesh)
     batches = train_batches(
         train_source,
+        condition,
         batch_size=config.batch_size,
         seed=stage.seed,
         start_step=start,
@@ -152,6 +146,7 @@ def train_stage(
             frozen,
             evaluation_batches(
                 validation_source,
+                condition,
                 batch_size=config.batch_size,
                 resolution=data.resolution,
                 limit=config.eval_images,
@@ -200,10 +195,7 @@ def train_stage(
             if stage.phase(step - 1) != phase:
                 phase = stage.phase(step - 1)
                 log.info("%s: phase %d begins with step %d", stage.name, phase, step)
-                train_step = compile_train_step(stage, mesh, phase)
-            state, metrics = train_step(
-                state, frozen, *to_devices((batch["image"], batch["label"]))
-            )
+            state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
                 window.append(check(step - 1, pending))
@@ -261,9 +253,9 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(xs) / len(xs) for name, xs in values.items()}
 
 
-def _write_overview(folder: Path, stage: Stage, shapes: State) -> None:
+def _write_overview(folder: epath.Path, stage: Stage, shapes: State) -> None:
     """The table of parameters, to a file and in short to the log."""
-    params = shapes.generator.params
+    params = shapes.model.params
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "parameters.txt").write_text(table + "\n")

@@ -1,7 +1,8 @@
 """Learning-rate schedules, optimizers, averaged weights, and gradients over microbatches."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import einops
 import jax
@@ -10,56 +11,82 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
-from vqjax.registry import did_you_mean
-
-OPTIMIZERS = ("adam", "adamw")
-SCHEDULES = ("cosine", "linear", "exponential", "constant")
+from vqjax import registry
+from vqjax.errors import FieldError, InputError
+from vqjax.settings import Range, check_settings, setting
 
 # Dense, convolution and nn.Embed matrices. By name, as under a scan over layers a bias has two axes
 # too.
 DECAYED = ("kernel", "embedding")
 
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
+# (model state, batch, rng) -> (gradients, new model state, metrics, weight)
 GradFn: TypeAlias = Callable[
-    [PyTree, PyTree, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Metrics, Float[Array, ""]]
+    [PyTree, PyTree, Key[Array, ""]], tuple[PyTree, PyTree, Metrics, Float[Array, ""]]
 ]
 
 
-def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam or AdamW, with clipping by the global norm, and its learning rate.
+
+    The rate grows linearly from 0 over the warm-up and then decays until the last step, where
+    `end_factor` of the peak is left (not for "constant"). Weight decay is decoupled, on the
+    parameters of `decay_mask` only.
+
+    Raises:
+        FieldError: a value out of its range, or values that contradict each other.
+    """
+
+    name: Literal["adam", "adamw"] = setting("adam", "the optimizer")
+    learning_rate: float = setting(1e-4, "the peak", Range(0, above=True))
+    b1: float = setting(0.9, "decay of the first moment", Range(0, 1, below=True))
+    b2: float = setting(0.999, "decay of the second moment", Range(0, 1, below=True))
+    eps: float = setting(1e-8, "added to the root of the second moment", Range(0, above=True))
+    weight_decay: float = setting(0.0, "of adamw", Range(0))
+    clip_norm: float | None = setting(None, "gradients of a larger norm are scaled to it")
+    schedule: Literal["cosine", "linear", "exponential", "constant"] = setting(
+        "cosine", "of the learning rate after the warm-up"
+    )
+    warmup_steps: int = setting(0, "steps until the peak", Range(0))
+    end_factor: float = setting(0.0, "part of the peak that is left at the end", Range(0, 1))
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_settings(self)
+        if self.schedule == "exponential" and self.end_factor == 0:
+            raise FieldError("end_factor=0.0: above 0 is needed for the exponential schedule")
+        if self.name == "adam" and self.weight_decay:
+            raise FieldError(
+                f"weight_decay={self.weight_decay}: adam has none; use adamw, or weight_decay=0"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise FieldError(
+                f"clip_norm={self.clip_norm}: a norm above 0 is needed, or None for no clipping"
+            )
+
+
+def make_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step: linear warm-up from 0, then a decay.
 
     Args:
-        config: learning_rate (the peak), warmup_steps, schedule ("cosine", "linear", "exponential"
-            or "constant") and end_factor (what is left of the peak at `total_steps`; not for
-            "constant").
+        settings: of the optimizer.
         total_steps: of the stage, warm-up included; the rate stays at its end value afterwards.
 
     Raises:
-        InputError: unknown schedule, a warm-up as long as the stage, or an end_factor that the
-            schedule cannot reach.
+        FieldError: a warm-up as long as the stage.
     """
-    peak, end_factor, warmup = config.learning_rate, config.end_factor, config.warmup_steps
-    if config.schedule not in SCHEDULES:
-        raise InputError(
-            f"schedule={config.schedule!r}: {did_you_mean(str(config.schedule), SCHEDULES)}"
+    peak, end_factor, warmup = settings.learning_rate, settings.end_factor, settings.warmup_steps
+    if warmup >= total_steps:
+        raise FieldError(
+            f"warmup_steps={warmup}: less than the {total_steps} steps of the stage is needed"
         )
-    if not 0 <= warmup < total_steps:
-        raise InputError(
-            f"warmup_steps={warmup}: expected at least 0 and less than the {total_steps} steps "
-            "of the stage"
-        )
-    if not 0 <= end_factor <= 1 or (config.schedule == "exponential" and end_factor == 0):
-        raise InputError(
-            f"end_factor={end_factor}: expected [0, 1], above 0 for the exponential schedule"
-        )
-
     steps = total_steps - warmup
-    if config.schedule == "cosine":
+    if settings.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, steps, alpha=end_factor)
-    elif config.schedule == "linear":
+    elif settings.schedule == "linear":
         decay = optax.linear_schedule(peak, peak * end_factor, steps)
-    elif config.schedule == "exponential":
+    elif settings.schedule == "exponential":
         decay = optax.exponential_decay(peak, steps, end_factor, end_value=peak * end_factor)
     else:
         decay = optax.constant_schedule(peak)
@@ -69,44 +96,35 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: ConfigDict, total_steps: int
+    part: str, config: ConfigDict, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Adam or AdamW with clipping by global norm, and the schedule it follows.
+    """An optimizer, and the schedule it follows.
 
     Args:
-        config: name ("adam" or "adamw"), b1, b2, eps, weight_decay (decoupled, on `decay_mask`
-            only; 0 for adam), clip_norm (None: off) and the fields of `make_schedule`.
+        part: path of its sub-config, for messages ("prior.optimizer").
+        config: the fields of `OptimizerSettings`.
         total_steps: of the stage.
 
     Raises:
-        InputError: unknown optimizer, adam with weight decay, a clip_norm of 0 or less, or as
-            `make_schedule`.
+        InputError: an unknown field, or as `OptimizerSettings` and `make_schedule`.
     """
-    if config.name not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer name={config.name!r}: {did_you_mean(str(config.name), OPTIMIZERS)}"
-        )
-    if config.name == "adam" and config.weight_decay:
-        raise InputError(
-            f"weight_decay={config.weight_decay}: adam has none; use adamw, or weight_decay=0"
-        )
-    if config.clip_norm is not None and config.clip_norm <= 0:
-        raise InputError(
-            f"clip_norm={config.clip_norm}: expected a norm above 0, or None for no clipping"
-        )
-    schedule = make_schedule(config, total_steps)
-    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-    if config.name == "adam":
+    settings = registry.from_fields(part, OptimizerSettings, config)
+    try:
+        schedule = make_schedule(settings, total_steps)
+    except FieldError as e:
+        raise InputError(f"config.{part}.{e}") from None
+    moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
+    if settings.name == "adam":
         optimizer = optax.adam(schedule, **moments)
     else:
         optimizer = optax.adamw(
-            schedule, **moments, weight_decay=config.weight_decay, mask=decay_mask
+            schedule, **moments, weight_decay=settings.weight_decay, mask=decay_mask
         )
     # Neither has a state, so that a run can go on with another clip_norm.
     clip = (
         optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
+        if settings.clip_norm is None
+        else optax.clip_by_global_norm(settings.clip_norm)
     )
     return optax.chain(clip, optimizer), schedule
 
@@ -142,7 +160,6 @@ def ema_update(
 
 def accumulate(
     grad_fn: GradFn,
-    params: PyTree,
     model_state: PyTree,
     batch: PyTree[Array],
     rng: Key[Array, ""],
@@ -155,10 +172,8 @@ def accumulate(
     plain call with `rng` itself.
 
     Args:
-        grad_fn: (params, model_state, batch, rng) -> (gradients, new model_state, metrics, weight),
-            where gradients and metrics are means over the batch, and weight says over how many
-            terms.
-        params: passed on.
+        grad_fn: (model_state, batch, rng) -> (gradients, new model_state, metrics, weight), where
+            gradients and metrics are means over the batch, and weight says over how many terms.
         model_state: threaded through the microbatches.
         batch: leaves with the batch in front. Microbatch i takes rows i, i + n, i + 2n ..., so that
             every device of a sharded batch splits its own rows.
@@ -169,7 +184,7 @@ def accumulate(
         InputError: the batch does not divide.
     """
     if microbatches == 1:
-        grads, model_state, metrics, _ = grad_fn(params, model_state, batch, rng)
+        grads, model_state, metrics, _ = grad_fn(model_state, batch, rng)
         return grads, model_state, metrics
     size = len(jax.tree.leaves(batch)[0])
     if microbatches < 1 or size % microbatches:
@@ -185,13 +200,13 @@ def accumulate(
         index, microbatch = indexed
         model_state, total, total_weight = carry
         grads, model_state, metrics, weight = grad_fn(
-            params, model_state, microbatch, jax.random.fold_in(rng, index)
+            model_state, microbatch, jax.random.fold_in(rng, index)
         )
         total = jax.tree.map(lambda t, x: t + weight * x, total, (grads, metrics))
         return (model_state, total, total_weight + weight), None
 
     first = jax.tree.map(lambda x: x[0], split)
-    shapes = jax.eval_shape(grad_fn, params, model_state, first, rng)
+    shapes = jax.eval_shape(grad_fn, model_state, first, rng)
     zeros = optax.tree.zeros_like((shapes[0], shapes[2]))
     carry = (model_state, zeros, jnp.zeros((), shapes[3].dtype))
     (model_state, total, weight), _ = jax.lax.scan(step, carry, (jnp.arange(microbatches), split))

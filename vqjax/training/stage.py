@@ -1,10 +1,10 @@
-"""What the training loop asks of a stage: the tokenizer's, the prior's."""
+"""The contract of a stage: its settings, and what the training loop asks of it."""
 
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,58 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
+from vqjax import registry
+from vqjax.errors import FieldError, InputError
+from vqjax.settings import Range, check_settings, setting
 from vqjax.training.optimizers import ema_update, make_optimizer
-from vqjax.training.state import Player, State
+from vqjax.training.state import Network, State
 
 Metrics = dict[str, Float[Array, ""]]
 Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
-# Puts a process-local batch of numpy arrays on the devices as a global one.
+# Arrays of a batch by name, as `vqjax.data` delivers them.
+Batch = Mapping[str, Any]
 ToDevices = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings:
+    """The settings that every kind of stage has; `config.<stage>` without its parts.
+
+    Raises:
+        FieldError: a value out of its range.
+    """
+
+    kind: Literal["tokenizer", "decoder", "prior"] = setting("tokenizer", "what is trained")
+    use_from: str = setting("", "workdir whose stage of this name is used instead of training one")
+    init_from: str = setting("", "workdir from whose stage's weights the training starts")
+    batch_size: int = setting(256, "images a step, of all devices together", Range(1))
+    microbatches: int = setting(1, "parts that a batch is worked off in, to save memory", Range(1))
+    steps: int = setting(100_000, "updates", Range(1))
+    ema_decay: float = setting(
+        0.0, "of the weights' moving average; 0 for none", Range(0, 1, below=True)
+    )
+    log_every: int = setting(50, "steps between two lines of metrics", Range(1))
+    eval_every: int = setting(5_000, "steps between two validation passes", Range(1))
+    eval_images: int = setting(2_048, "validation images of a pass, at most", Range(1))
+    checkpoint_every: int = setting(5_000, "steps between two checkpoints", Range(1))
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay, besides the best", Range(1))
+    best_metric: str = setting("", "validation metric by which the best checkpoint is kept")
+    best_mode: Literal["max", "min"] = setting("max", "whether the best is the largest")
+    use: Literal["last", "best"] = setting("last", "checkpoint that later stages and sampling take")
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_settings(self)
+        if self.batch_size % self.microbatches:
+            raise FieldError(
+                f"batch_size={self.batch_size} does not divide into"
+                f" microbatches={self.microbatches}: change one of the two"
+            )
+        if self.init_from and self.use_from:
+            raise FieldError(
+                f"init_from={self.init_from}: use_from is set too, and nothing is trained then;"
+                " leave one out"
+            )
 
 
 class Stage(abc.ABC):
@@ -29,58 +73,89 @@ class Stage(abc.ABC):
     Attributes:
         name: its key in the config and its folder in the workdir.
         config: `config.<name>`.
+        settings: the part of it that every kind has.
         seed: of the run.
         optimizer: optax transformation.
         schedule: learning rate of a step.
     """
 
+    # Sub-configs of `config.<name>` besides the settings of `StageSettings`.
+    parts: tuple[str, ...] = ("model", "optimizer", "frechet")
+    # Settings of a kind of its own.
+    own_settings: tuple[str, ...] = ()
+
     def __init__(self, name: str, config: ConfigDict, seed: int):
         """Takes the stage's sub-config and the run's seed.
 
         Raises:
-            InputError: a setting out of its range.
+            InputError: an unknown setting, or one out of its range.
         """
         self.name = name
         self.config = config
         self.seed = seed
-        _check(name, config)
-        self.optimizer, self.schedule = make_optimizer(config.optimizer, config.steps)
+        apart = (*self.parts, *self.own_settings)
+        given = {key: value for key, value in config.items() if key not in apart}
+        self.settings = registry.from_fields(name, StageSettings, given)
+        _check_best_metric(name, config)
+        self.optimizer, self.schedule = make_optimizer(
+            f"{name}.optimizer", config.optimizer, config.steps
+        )
 
     @abc.abstractmethod
     def init_variables(self, key: Key[Array, ""]) -> Any:
-        """The model's variables; "params" among the collections."""
+        """Fresh variables of what is trained; "params" among the collections."""
 
     @abc.abstractmethod
     def frozen_shapes(self) -> Any:
-        """Shapes of what `load_frozen` gives."""
+        """Shapes of `load_frozen`."""
 
     @abc.abstractmethod
     def load_frozen(self, shapes: Any) -> Any:
-        """What the steps need and don't train: a perceptual net, an earlier stage's weights.
+        """The arrays that the steps need and don't train: frozen nets, earlier stages' weights.
 
         Args:
             shapes: `frozen_shapes` with a sharding at every leaf.
 
         Raises:
-            InputError: it cannot be found.
+            InputError: they cannot be found.
+        """
+
+    @abc.abstractmethod
+    def load_start(self, shapes: Any) -> Any:
+        """The variables to start from in the place of fresh ones; {} where there are none.
+
+        Args:
+            shapes: of `init_variables`, with a sharding at every leaf. A part may be given.
+
+        Raises:
+            InputError: they cannot be found.
         """
 
     @abc.abstractmethod
     def train_step(
-        self,
-        state: State,
-        frozen: Any,
-        images: UInt8[Array, "b H W 3"],
-        labels: Int[Array, "b"],
-        phase: int | None = None,
+        self, state: State, frozen: Any, batch: Batch, phase: int | None = None
     ) -> tuple[State, Metrics]:
-        """One update, and the metrics of its batch; pure. `phase`: None for the last one."""
+        """One update, and the metrics of its batch; pure.
+
+        Args:
+            state: before the step.
+            frozen: of `load_frozen`.
+            batch: "image", uint8 [b, H, W, 3], and "condition", int32 [b, c].
+            phase: of `phase`; None for the last one.
+        """
 
     @abc.abstractmethod
     def evaluate(
-        self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
+        self, state: State, frozen: Any, batches: Iterable[Batch], to_devices: ToDevices
     ) -> tuple[dict[str, float], Pictures]:
-        """Metrics over all validation batches, and picture grids."""
+        """Metrics over all validation batches, and picture grids.
+
+        Args:
+            state: after some step.
+            frozen: of `load_frozen`.
+            batches: of this process, of `vqjax.data.evaluation_batches`.
+            to_devices: makes global arrays on the devices of a tree of them.
+        """
 
     def phase(self, step: int) -> int:
         """The phase of training after `step` steps, from 0; each has a program of its own."""
@@ -89,60 +164,73 @@ class Stage(abc.ABC):
 
     def init(self, key: Key[Array, ""]) -> State:
         """The state before the first step."""
-        player = new_player(self.init_variables(key), self.optimizer, bool(self.config.ema_decay))
-        return State(jnp.zeros((), jnp.int32), player)
+        network = new_network(
+            self.init_variables(key), self.optimizer, bool(self.settings.ema_decay)
+        )
+        return State(jnp.zeros((), jnp.int32), network)
 
     def update(
-        self, player: Player, grads: Any, model_state: Any, step: Int[Array, ""]
-    ) -> tuple[Player, Metrics]:
-        """Applies a gradient to the generator, and moves its average."""
-        player = apply_gradient(player, grads, model_state, self.optimizer)
-        if player.ema is not None:
-            ema = ema_update(player.ema, player.params, self.config.ema_decay, step)
-            player = dataclasses.replace(player, ema=ema)
-        return player, {
+        self, network: Network, grads: Any, model_state: Any, step: Int[Array, ""]
+    ) -> tuple[Network, Metrics]:
+        """Applies a gradient to the model, and moves its average."""
+        network = apply_gradient(network, grads, model_state, self.optimizer)
+        if network.ema is not None:
+            ema = ema_update(network.ema, network.params, self.settings.ema_decay, step)
+            network = dataclasses.replace(network, ema=ema)
+        return network, {
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(self.schedule(step), jnp.float32),
         }
 
 
-def new_player(variables: Any, optimizer: optax.GradientTransformation, average: bool) -> Player:
-    """A player that has not been trained; `average`: keep a moving average of its parameters."""
+def new_network(variables: Any, optimizer: optax.GradientTransformation, average: bool) -> Network:
+    """A network that has not been trained; `average`: keep a moving average of its parameters."""
     model_state = dict(variables)
     params = model_state.pop("params")
     ema = jax.tree.map(jnp.copy, params) if average else None
-    return Player(params, optimizer.init(params), ema, model_state)
+    return Network(params, optimizer.init(params), ema, model_state)
 
 
 def apply_gradient(
-    player: Player, grads: Any, model_state: Any, optimizer: optax.GradientTransformation
-) -> Player:
-    """A player after one step of its optimizer, with its new model state and its old average."""
-    updates, opt_state = optimizer.update(grads, player.opt_state, player.params)
-    params = optax.apply_updates(player.params, updates)
-    return Player(params, opt_state, player.ema, model_state)
+    network: Network, grads: Any, model_state: Any, optimizer: optax.GradientTransformation
+) -> Network:
+    """A network after one step of its optimizer, with its new model state and its old average."""
+    updates, opt_state = optimizer.update(grads, network.opt_state, network.params)
+    params = optax.apply_updates(network.params, updates)
+    return Network(params, opt_state, network.ema, model_state)
 
 
-def _check(name: str, config: ConfigDict) -> None:
-    """Raises InputError for the first setting out of its range."""
-    for key in (
-        *("batch_size", "microbatches", "steps", "log_every", "eval_every", "eval_images"),
-        *("checkpoint_every", "keep_checkpoints"),
-    ):
-        if config[key] < 1:
-            raise InputError(f"config.{name}.{key}={config[key]}: at least 1 is needed")
-    if config.batch_size % config.microbatches:
-        raise InputError(
-            f"config.{name}.batch_size={config.batch_size} does not divide into"
-            f" microbatches={config.microbatches}: change one of the two"
-        )
-    if not 0 <= config.ema_decay < 1:
-        raise InputError(
-            f"config.{name}.ema_decay={config.ema_decay}: expected [0, 1), 0 for no average"
-        )
-    for key, valid in (("use", ("last", "best")), ("best_mode", ("min", "max"))):
-        if config[key] not in valid:
-            raise InputError(f"config.{name}.{key}={config[key]!r}: valid: {', '.join(valid)}")
+def started_from(state: State, variables: Mapping[str, Any]) -> State:
+    """A state whose model begins with given variables; those that are not given stay.
+
+    Args:
+        state: before the first step.
+        variables: {"params": ..., **collections}, or a part of these trees.
+    """
+    network = state.model
+    params = _overlaid(network.params, variables.get("params", {}))
+    collections = {
+        name: _overlaid(value, variables.get(name, {}))
+        for name, value in network.model_state.items()
+    }
+    # No leaf of the state shares its memory with another.
+    ema = None if network.ema is None else jax.tree.map(jnp.copy, params)
+    model = dataclasses.replace(network, params=params, ema=ema, model_state=collections)
+    return dataclasses.replace(state, model=model)
+
+
+def _overlaid(tree: Any, given: Any) -> Any:
+    """A tree of dicts with the leaves of another one where that has them in the same shape."""
+    if not isinstance(tree, Mapping):
+        return given if given.shape == tree.shape else tree
+    return {
+        name: _overlaid(value, given[name]) if name in given else value
+        for name, value in tree.items()
+    }
+
+
+def _check_best_metric(name: str, config: ConfigDict) -> None:
+    """Raises InputError if the best checkpoint is to be chosen by a distance that is not taken."""
     if re.search("FI?D", config.best_metric):
         if not config.frechet.images:
             raise InputError(

@@ -1,19 +1,16 @@
-"""The state of a training run, and where its random numbers come from."""
+"""The state of a training run."""
 
-import zlib
 from typing import Any
 
 import flax.struct
-import jax
-from jaxtyping import Array, Int, Key
 
 
 @flax.struct.dataclass
-class Player:
-    """One network that is trained, and its optimizer.
+class Network:
+    """A network that is trained, with its optimizer.
 
     Attributes:
-        params: parameters, float32.
+        params: parameters that are trained, float32.
         opt_state: optax state.
         ema: moving average of the parameters, or None where none is kept.
         model_state: the model's other collections (codebook statistics).
@@ -29,11 +26,6 @@ class Player:
         """The parameters to evaluate and sample with: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """`weights` and model state as `apply` takes them."""
-        return {"params": self.weights, **self.model_state}
-
 
 @flax.struct.dataclass
 class State:
@@ -41,17 +33,11 @@ class State:
 
     Attributes:
         step: finished training steps, int32.
-        generator: the tokenizer or the prior.
+        model: the stage's model: what of it is trained.
         discriminator: its adversary, or None.
     """
 
     step: Any
-    generator: Player
+    model: Network
     # Any, as JAX builds states with placeholders in them.
     discriminator: Any = None
-
-
-def random_key(seed: int, purpose: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
-    """The random key of a purpose at a step; of nothing else, so that a resumed run repeats it."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-    return jax.random.fold_in(key, step)

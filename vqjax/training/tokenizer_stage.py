@@ -9,21 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from etils import epath
+from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import quantizers, registry
 from vqjax.generation.image_grid import pair_grid
+from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from vqjax.losses.perceptual import LPIPS, load_lpips
 from vqjax.losses.pixelwise import l1_loss, l2_loss, psnr
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
-from vqjax.tokenizers import Tokenizer
+from vqjax.random_keys import random_key
+from vqjax.runs.build import build_stage_tokenizer
+from vqjax.runs.stages import stage_of_run
+from vqjax.runs.weights import load_weights
+from vqjax.settings import Range, check_settings, setting
 from vqjax.training.adversary import Adversary
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
-from vqjax.training.stage import Metrics, Pictures, Stage, ToDevices, new_player
-from vqjax.training.state import Player, State, random_key
+from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, apply_gradient
+from vqjax.training.state import State
 
 PICTURES = 16
 
@@ -32,44 +38,51 @@ PICTURES = 16
 class LossWeights:
     """Weights of the terms of a tokenizer's loss; a term of weight 0 is not computed.
 
-    Attributes:
-        l1: mean absolute error of the pixels.
-        l2: mean squared error of the pixels.
-        perceptual: LPIPS.
-        perceptual_net: trunk of LPIPS, "vgg16" or "alexnet".
-        vq: the quantizer's loss.
+    Raises:
+        FieldError: a value out of its range.
     """
 
-    l1: float = 0.0
-    l2: float = 1.0
-    perceptual: float = 1.0
-    perceptual_net: Literal["vgg16", "alexnet"] = "vgg16"
-    vq: float = 1.0
+    l1: float = setting(0.0, "mean absolute error of the pixels", Range(0))
+    l2: float = setting(1.0, "mean squared error of the pixels", Range(0))
+    perceptual: float = setting(1.0, "LPIPS", Range(0))
+    perceptual_net: Literal["vgg16", "alexnet"] = setting("vgg16", "trunk of LPIPS")
+    vq: float = setting(1.0, "the quantizer's loss", Range(0))
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_settings(self)
 
 
 class TokenizerStage(Stage):
     """Trains a tokenizer on images."""
 
-    def __init__(self, name: str, config: ConfigDict, seed: int, model: Tokenizer, resolution: int):
-        """Takes the stage's sub-config, the run's seed, the tokenizer and the images' side.
+    parts = ("model", "optimizer", "frechet", "loss", "discriminator")
+    # Whether encoder and codebook are trained too.
+    trains_codes = True
+
+    def __init__(self, name: str, config: ConfigDict, workdir: epath.Path):
+        """Takes the stage's name, the run's config and its folder.
 
         Raises:
-            InputError: unknown loss term, or a resolution that the tokenizer cannot take.
+            InputError: an unknown setting, one out of its range, or images that the tokenizer
+                cannot take.
         """
-        super().__init__(name, config, seed)
-        registry.check_fields(f"{name}.loss", LossWeights, config.loss)
-        self.model = model
-        self.image_shape = (resolution, resolution, 3)
-        self.weights = LossWeights(**config.loss)
+        own, side = config[name], config.data.resolution
+        super().__init__(name, own, config.seed)
+        self.run_config = config
+        self.workdir = workdir
+        self.weights = registry.from_fields(f"{name}.loss", LossWeights, own.loss)
+        self.model = build_stage_tokenizer(config, name)
+        self.image_shape = (side, side, 3)
         self.lpips = LPIPS(self.weights.perceptual_net) if self.weights.perceptual else None
         self.adversary = None
-        if config.discriminator.model.name != "none":
-            self.adversary = Adversary(config.discriminator, config.steps, self.image_shape)
+        if own.discriminator.model.name != "none":
+            part = f"{name}.discriminator"
+            self.adversary = Adversary(part, own.discriminator, own.steps, self.image_shape)
         self.frechet = None
-        if config.frechet.images:
-            self.frechet = FrechetMonitor(name, config.frechet, prefix="r")
+        if own.frechet.images:
+            self.frechet = FrechetMonitor(name, own.frechet, prefix="r")
         self.eval_step = jax.jit(self._eval_step)
-        model.grid(resolution, resolution)
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
         """The tokenizer's variables."""
@@ -78,16 +91,24 @@ class TokenizerStage(Stage):
         return self.model.init({"params": params, "restart": restart}, images, train=True)
 
     def init(self, key: Key[Array, ""]) -> State:
-        """The state before the first step, of both players."""
+        """The state before the first step, with that of the discriminator."""
         state = super().init(key)
         if not self.adversary:
             return state
-        variables = self.adversary.init_variables(jax.random.fold_in(key, 1))
-        opponent = new_player(variables, self.adversary.optimizer, average=False)
-        return dataclasses.replace(state, discriminator=opponent)
+        discriminator = self.adversary.init(jax.random.fold_in(key, 1))
+        return dataclasses.replace(state, discriminator=discriminator)
+
+    def load_start(self, shapes: Any) -> Any:
+        """The weights of the run that `init_from` names."""
+        source = self.settings.init_from
+        if not source:
+            return {}
+        return load_weights(stage_of_run(self.run_config, self.name, "init_from", source), shapes)[
+            0
+        ]
 
     def frozen_shapes(self) -> Any:
-        """Shapes of what the losses look through: "perceptual" and "discriminator"."""
+        """Shapes of the nets that the losses look through: "perceptual" and "discriminator"."""
         shapes: dict[str, Any] = {}
         if self.lpips:
             images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
@@ -104,7 +125,134 @@ class TokenizerStage(Stage):
             _, frozen["perceptual"] = load_lpips(self.weights.perceptual_net)
         if self.adversary:
             frozen["discriminator"] = self.adversary.load_frozen()
-        return jax.device_put(frozen, jax.tree.map(lambda x: x.sharding, shapes))
+        shardings = {name: jax.tree.map(lambda x: x.sharding, shapes[name]) for name in frozen}
+        return jax.device_put(frozen, shardings)
+
+    def variables(self, params: Any, model_state: Any, frozen: Any) -> Any:
+        """All variables of the tokenizer, from those that are trained and those that are not."""
+        del frozen
+        return {"params": params, **model_state}
+
+    def phase(self, step: int) -> int:
+        """1 from the adversary's first step on."""
+        return int(self.adversary is not None and step >= self.adversary.settings.start)
+
+    def train_step(
+        self, state: State, frozen: Any, batch: Batch, phase: int | None = None
+    ) -> tuple[State, Metrics]:
+        """One update of the tokenizer and, from its start on, of the discriminator."""
+        # Two programs, since XLA compiles what is inside of a conditional badly.
+        adversary = None if phase == 0 else self.adversary
+        model_states = {"model": state.model.model_state}
+        if adversary:
+            model_states["discriminator"] = state.discriminator.model_state
+        gradients = functools.partial(self._gradients, state, frozen, adversary)
+        rng = random_key(self.seed, f"{self.name}/train", state.step)
+        grads, model_states, metrics = accumulate(
+            gradients, model_states, batch["image"], rng, self.settings.microbatches
+        )
+
+        model, discriminator = state.model, state.discriminator
+        model, update_metrics = self.update(
+            model, grads["model"], model_states["model"], state.step
+        )
+        metrics |= update_metrics
+        if adversary:
+            metrics["discriminator_gradient_norm"] = optax.tree.norm(grads["discriminator"])
+            discriminator = apply_gradient(
+                discriminator,
+                grads["discriminator"],
+                model_states["discriminator"],
+                adversary.optimizer,
+            )
+        return State(state.step + 1, model, discriminator), metrics
+
+    def _gradients(
+        self,
+        state: State,
+        frozen: Any,
+        adversary: Adversary | None,
+        model_states: dict[str, Any],
+        images: UInt8[Array, "b H W 3"],
+        rng: Key[Array, ""],
+    ) -> tuple[dict[str, Any], dict[str, Any], Metrics, Float[Array, ""]]:
+        """Gradients of a batch, model states after it, metrics, and the batch's weight."""
+        params = state.model.params
+        x = to_float(images)
+
+        # 1. One forward pass of the tokenizer.
+        def reconstruct(params: Any) -> Any:
+            (features, _, vq_loss, statistics), new_state = self.model.apply(
+                self.variables(params, model_states["model"], frozen),
+                x,
+                train=self.trains_codes,
+                rngs={"restart": rng},
+                mutable=list(model_states["model"]),
+                method="features",
+            )
+            return (self._to_pixels(params, features), vq_loss), (statistics, new_state, features)
+
+        (y, vq_loss), pull_back, (statistics, new_state, features) = jax.vjp(
+            reconstruct, params, has_aux=True
+        )
+
+        # 2. The losses meet at the reconstruction: each gives its gradient there (cotangent).
+        (loss, terms), cotangent = jax.value_and_grad(self.reconstruction_loss, has_aux=True)(
+            y, x, frozen
+        )
+        metrics = {**terms, **statistics}
+        vq_weight = jnp.zeros_like(vq_loss)
+        if self.trains_codes:
+            vq_weight = jnp.asarray(self.weights.vq, vq_loss.dtype)
+            loss += vq_weight * vq_loss
+            metrics["vq_loss"] = vq_loss
+        grads: dict[str, Any] = {}
+        new_states = {"model": new_state}
+
+        # 3. The adversary looks at the reconstruction three times, each look augmented by itself.
+        if adversary:
+            look = functools.partial(adversary.logits, frozen=frozen["discriminator"])
+            trained, seen = state.discriminator.params, model_states["discriminator"]
+            key_generator, key_real, key_fake = jax.random.split(jax.random.fold_in(rng, 1), 3)
+
+            def adversarial(y: Float[Array, "b H W 3"]) -> Float[Array, ""]:
+                logits, _ = look(trained, seen, images=y, key=key_generator)
+                return generator_loss(adversary.settings.loss, logits)
+
+            adversarial_loss, adversarial_cotangent = jax.value_and_grad(adversarial)(y)
+            weight = adversary.settings.weight_at(state.step)
+            if adversary.settings.adaptive:
+                last_layer = functools.partial(self._last_layer_gradient, params, features)
+                ours, theirs = last_layer(cotangent), last_layer(adversarial_cotangent)
+                adaptive = adaptive_weight(ours, theirs, adversary.settings.max_weight)
+                weight = weight * adaptive
+                metrics["adaptive_weight"] = adaptive
+                metrics["last_layer_gradient_reconstruction"] = jnp.linalg.norm(ours)
+                metrics["last_layer_gradient_adversarial"] = jnp.linalg.norm(theirs)
+            cotangent += weight * adversarial_cotangent
+            loss += weight * adversarial_loss
+
+            def discriminate(trained: Any) -> Any:
+                real, after = look(trained, seen, images=x, key=key_real)
+                fake, after = look(trained, after, images=y, key=key_fake)
+                return discriminator_loss(adversary.settings.loss, real, fake), (after, real, fake)
+
+            (own_loss, (after, real, fake)), grads["discriminator"] = jax.value_and_grad(
+                discriminate, has_aux=True
+            )(trained)
+            new_states["discriminator"] = after
+            metrics |= {
+                "generator_loss": adversarial_loss,
+                "adversarial_weight": weight,
+                "discriminator_loss": own_loss,
+                "accuracy_real": jnp.mean(real > 0),
+                "accuracy_fake": jnp.mean(fake < 0),
+            }
+
+        # 4. One backward pass of the tokenizer.
+        (grads["model"],) = pull_back((cotangent, vq_weight))
+        metrics["loss"] = loss
+        return grads, new_states, metrics, jnp.ones(())
 
     def reconstruction_loss(
         self,
@@ -126,101 +274,33 @@ class TokenizerStage(Stage):
         )
         return total, terms
 
-    def phase(self, step: int) -> int:
-        """1 from the adversary's first step on."""
-        return int(self.adversary is not None and step >= self.adversary.settings.start)
+    def _to_pixels(self, params: Any, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+        """The tokenizer's last layer."""
+        own = {"params": {self.model.last_layer: params[self.model.last_layer]}}
+        return self.model.apply(own, features, method="to_pixels")
 
-    def train_step(
-        self,
-        state: State,
-        frozen: Any,
-        images: UInt8[Array, "b H W 3"],
-        labels: Int[Array, "b"],
-        phase: int | None = None,
-    ) -> tuple[State, Metrics]:
-        """One update of the players that take part; the labels are not used."""
-        player, opponent = state.generator, state.discriminator
-        # Two programs, since XLA compiles what is inside of a conditional badly.
-        adversary = None if phase == 0 else self.adversary
+    def _last_layer_gradient(
+        self, params: Any, features: Float[Array, "b H W c"], cotangent: Float[Array, "b H W 3"]
+    ) -> Float[Array, "..."]:
+        """The gradient by the kernel of the last layer, from the one at the reconstruction."""
+        layer = params[self.model.last_layer]
 
-        def grad_fn(params: Any, model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
-            images = to_float(batch)
+        def to_pixels(kernel: Any) -> Any:
+            return self._to_pixels({self.model.last_layer: {**layer, "kernel": kernel}}, features)
 
-            def generate(own: Any) -> Any:
-                outputs: Any = self.model.apply(
-                    {"params": own, **model_state[0]},
-                    images,
-                    train=True,
-                    rngs={"restart": rng},
-                    mutable=[*model_state[0], "intermediates"],
-                )
-                (reconstructions, quantized), new = outputs
-                (features,) = new.pop("intermediates")["last_features"]
-                return (reconstructions, quantized.pop("vq_loss")), (quantized, new, features)
-
-            # The losses meet at the reconstruction, and their cotangent there is pulled back
-            # through the generator once, however many critics look at it.
-            (reconstructions, vq_loss), pull_back, (quantized, new_state, features) = jax.vjp(
-                generate, params[0], has_aux=True
-            )
-            (loss, terms), cotangent = jax.value_and_grad(self.reconstruction_loss, has_aux=True)(
-                reconstructions, images, frozen
-            )
-            vq_weight = jnp.asarray(self.weights.vq, vq_loss.dtype)
-            loss += vq_weight * vq_loss
-            metrics = {**terms, "vq_loss": vq_loss, **quantized}
-            del metrics["codes"]
-
-            opponent_grads, opponent_state = None, None
-            if adversary:
-                push = adversary.push(
-                    params[1],
-                    model_state[1],
-                    frozen["discriminator"],
-                    images,
-                    reconstructions,
-                    cotangent,
-                    functools.partial(self._last_layer_gradient, params[0], features),
-                    jax.random.fold_in(rng, 1),
-                    state.step,
-                )
-                cotangent += push.cotangent
-                loss += push.loss
-                metrics |= push.metrics
-                opponent_grads, opponent_state = push.grads, push.model_state
-            (grads,) = pull_back((cotangent, vq_weight))
-            metrics["loss"] = loss
-            return (grads, opponent_grads), (new_state, opponent_state), metrics, jnp.ones(())
-
-        rng = random_key(self.seed, f"{self.name}/train", state.step)
-        (grads, opponent_grads), (model_state, opponent_state), metrics = accumulate(
-            grad_fn,
-            (player.params, opponent.params if adversary else None),
-            (player.model_state, opponent.model_state if adversary else None),
-            images,
-            rng,
-            self.config.microbatches,
-        )
-        player, update_metrics = self.update(player, grads, model_state, state.step)
-        metrics |= update_metrics
-        if quantizers.RESTARTS in model_state:
-            player = _restart_codes(player)
-        if adversary:
-            metrics["discriminator_gradient_norm"] = optax.tree.norm(opponent_grads)
-            opponent = adversary.update(opponent, opponent_grads, opponent_state)
-        return State(state.step + 1, player, opponent), metrics
+        _, pull_back = jax.vjp(to_pixels, layer["kernel"])
+        return pull_back(cotangent)[0]
 
     def evaluate(
-        self, state: State, frozen: Any, batches: Iterable[Any], to_devices: ToDevices
+        self, state: State, frozen: Any, batches: Iterable[Batch], to_devices: ToDevices
     ) -> tuple[dict[str, float], Pictures]:
         """Reconstruction errors, and the codebook's use over all batches; input over output."""
         sums: Any = None
         pictures: Pictures = {}
+        variables = self.variables(state.model.weights, state.model.model_state, frozen)
         for batch in batches:
             images, valid = to_devices((batch["image"], batch["valid"]))
-            batch_sums, reconstructions = self.eval_step(
-                state.generator.variables, frozen, images, valid
-            )
+            batch_sums, reconstructions = self.eval_step(variables, frozen, images, valid)
             sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
             if self.frechet and self.frechet.wants_more:
                 self.frechet.add(to_float(images), reconstructions, to_host(valid))
@@ -244,44 +324,15 @@ class TokenizerStage(Stage):
     ) -> tuple[dict[str, Array], Float[Array, "b H W 3"]]:
         """Sums over the valid images of a batch, and their reconstructions."""
         x = to_float(images)
-        y, quantized = self.model.apply(variables, x, train=False)
+        y, tokens, _, _ = self.model.apply(variables, x, train=False)
         weight = valid.astype(jnp.float32)
-        counted = jnp.where(valid[:, None, None], quantized["codes"], self.model.num_codes)
         sums = {
             "images": jnp.sum(weight),
             "psnr": jnp.sum(weight * psnr(x, y)),
             "l1": jnp.sum(weight * jnp.mean(jnp.abs(x - y), axis=(1, 2, 3))),
             "l2": jnp.sum(weight * jnp.mean((x - y) ** 2, axis=(1, 2, 3))),
-            "codes": quantizers.count_codes(counted, self.model.num_codes + 1)[:-1],
+            "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, valid),
         }
         if self.lpips:
             sums["perceptual"] = jnp.sum(weight * self.lpips.apply(frozen["perceptual"], y, x))
         return sums, jnp.clip(y, -1.0, 1.0)
-
-    def _last_layer_gradient(
-        self, params: Any, features: Float[Array, "b H W c"], cotangent: Float[Array, "b H W 3"]
-    ) -> Float[Array, "..."]:
-        """The gradient by the kernel of the tokenizer's last layer, which `features` go into."""
-        layer = params[self.model.last_layer]
-
-        def to_pixels(kernel: Any) -> Any:
-            own = {"params": {self.model.last_layer: {**layer, "kernel": kernel}}}
-            return self.model.apply(own, features, method="to_pixels")
-
-        _, pull_back = jax.vjp(to_pixels, layer["kernel"])
-        return pull_back(cotangent)[0]
-
-
-def _restart_codes(player: Player) -> Player:
-    """Moves the codes that the quantizer found dead, in parameters and average alike."""
-    restarts = player.model_state[quantizers.RESTARTS]
-    ema = player.ema
-    return dataclasses.replace(
-        player,
-        params=quantizers.apply_restarts(player.params, restarts),
-        ema=None if ema is None else quantizers.apply_restarts(ema, restarts),
-        model_state={
-            **player.model_state,
-            quantizers.RESTARTS: jax.tree.map(jnp.zeros_like, restarts),
-        },
-    )

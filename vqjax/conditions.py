@@ -1,0 +1,185 @@
+"""Conditions: ids that a prior is told of an image, by name. `config.condition.name` picks one.
+
+A condition turns an example of a data set, or what a user types, into `length` ids in
+[0, num_ids). A prior knows two more ids: the null id (num_ids), for guidance, and the padding id
+(num_ids + 1), see `vqjax.priors.condition`. It is saved with the run, which can so be sampled
+without its data.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from vqjax.errors import InputError
+from vqjax.registry import did_you_mean
+
+Ids = Int[np.ndarray, " c"]
+
+
+class LabelledSource(Protocol):
+    """The part of a data source that a condition is made from."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition(abc.ABC):
+    """Ids that a prior is told of an image."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, source: LabelledSource, **fields: Any) -> "Condition":
+        """The condition of a training set, with the fields of `config.condition`."""
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """Ids of an image: 0 for none, 1 for a class, more for a text."""
+
+    @property
+    @abc.abstractmethod
+    def num_ids(self) -> int:
+        """Size of the vocabulary: ids are in [0, num_ids)."""
+
+    @abc.abstractmethod
+    def encode(self, example: Mapping[str, Any]) -> Ids:
+        """The ids of an example of a data source, int32."""
+
+    @abc.abstractmethod
+    def parse(self, text: str) -> Ids:
+        """The ids of what a user typed, int32.
+
+        Raises:
+            InputError: it means nothing; the message lists what does.
+        """
+
+    @abc.abstractmethod
+    def describe(self, ids: Ids) -> str:
+        """The ids in words; "" where there is nothing to say."""
+
+    @abc.abstractmethod
+    def in_turn(self, count: int) -> Int[np.ndarray, "{count} c"]:
+        """Conditions for images that nobody asked for in particular: all there are, in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoCondition(Condition):
+    """Nothing is told: an unconditional prior."""
+
+    name: ClassVar[str] = "none"
+    length: ClassVar[int] = 0
+    num_ids: ClassVar[int] = 0
+
+    @classmethod
+    def of(cls, source: LabelledSource, **fields: Any) -> "NoCondition":
+        """No condition, whatever the source."""
+        del source
+        return cls(**fields)
+
+    def encode(self, example: Mapping[str, Any]) -> Ids:
+        """No ids."""
+        del example
+        return np.zeros(0, np.int32)
+
+    def parse(self, text: str) -> Ids:
+        """Refuses any text.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{text!r}: this run is unconditional, so it takes no class")
+
+    def describe(self, ids: Ids) -> str:
+        """Nothing."""
+        del ids
+        return ""
+
+    def in_turn(self, count: int) -> Int[np.ndarray, "{count} 0"]:
+        """No ids for each image."""
+        return np.zeros((count, 0), np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCondition(Condition):
+    """The class of an image.
+
+    Attributes:
+        classes: their names, in the order of their ids.
+    """
+
+    classes: tuple[str, ...]
+
+    name: ClassVar[str] = "class"
+    length: ClassVar[int] = 1
+
+    @classmethod
+    def of(cls, source: LabelledSource, **fields: Any) -> "ClassCondition":
+        """The classes of a training set."""
+        return cls(tuple(source.class_names), **fields)
+
+    @property
+    def num_ids(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def encode(self, example: Mapping[str, Any]) -> Ids:
+        """The label of an example."""
+        return np.array([example["label"]], np.int32)
+
+    def parse(self, text: str) -> Ids:
+        """The class of that name, or of that number.
+
+        Raises:
+            InputError: there is none.
+        """
+        if text in self.classes:
+            return np.array([self.classes.index(text)], np.int32)
+        if text.isdigit() and int(text) < self.num_ids:
+            return np.array([int(text)], np.int32)
+        listed = ", ".join(self.classes[:20]) + (", ..." if self.num_ids > 20 else "")
+        raise InputError(
+            f"{text!r}: give a number from 0 to {self.num_ids - 1}, or one of: {listed}"
+        )
+
+    def describe(self, ids: Ids) -> str:
+        """Name of the class."""
+        return self.classes[int(ids[0])]
+
+    def in_turn(self, count: int) -> Int[np.ndarray, "{count} 1"]:
+        """All classes in turn."""
+        return (np.arange(count, dtype=np.int32) % self.num_ids)[:, None]
+
+
+CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCondition}
+
+
+def condition_class(name: str) -> type[Condition]:
+    """The condition of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in CONDITIONS:
+        raise InputError(f"config.condition.name={name!r}: {did_you_mean(str(name), CONDITIONS)}")
+    return CONDITIONS[name]
+
+
+def to_json(condition: Condition) -> dict[str, Any]:
+    """A condition as JSON can hold it."""
+    return {"name": condition.name, **dataclasses.asdict(condition)}
+
+
+def from_json(content: Mapping[str, Any]) -> Condition:
+    """The condition that `to_json` was given."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    name = str(fields.pop("name"))
+    return condition_class(name)(**fields)

@@ -1,0 +1,63 @@
+"""How a prior takes a condition: embedding, padding, the null condition and its dropout.
+
+A condition is ids [b, c] in [0, num_ids + 2): those of `vqjax.conditions`, the null id, which says
+nothing (for guidance), and the padding id, which is masked as a key. c = 0 is unconditional.
+
+Source: classifier-free guidance, Ho and Salimans 2022, section 3.2.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vqjax.nn.transformer import INITIALIZER
+
+
+def null_id(num_ids: int) -> int:
+    """The id that says nothing, of a vocabulary of `num_ids`."""
+    return num_ids
+
+
+def padding_id(num_ids: int) -> int:
+    """The id that is not there: masked as a key."""
+    return num_ids + 1
+
+
+def null_condition(condition: Int[Array, "b c"], num_ids: int) -> Int[Array, "b c"]:
+    """The condition that says nothing, in the shape of another: the null id, then padding."""
+    first = jnp.arange(condition.shape[1]) == 0
+    row = jnp.where(first, null_id(num_ids), padding_id(num_ids))
+    return jnp.broadcast_to(row.astype(condition.dtype), condition.shape)
+
+
+def drop_condition(
+    key: Key[Array, ""], condition: Int[Array, "b c"], num_ids: int, rate: float
+) -> Int[Array, "b c"]:
+    """The null condition for some of the images, drawn with probability `rate` for each."""
+    dropped = jax.random.bernoulli(key, rate, (condition.shape[0], 1))
+    return jnp.where(dropped, null_condition(condition, num_ids), condition)
+
+
+class ConditionEmbedding(nn.Module):
+    """Embeddings of a condition's ids.
+
+    Attributes:
+        num_ids: size of the condition's vocabulary; the table has two more rows.
+        dim: width.
+        dtype: compute dtype; parameters are float32.
+    """
+
+    num_ids: int
+    dim: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, condition: Int[Array, "b c"]
+    ) -> tuple[Float[Array, "b c dim"], Bool[Array, "b c"]]:
+        """The embeddings, and which of them may be seen: all but padding."""
+        table = nn.Embed(
+            self.num_ids + 2, self.dim, embedding_init=INITIALIZER, dtype=self.dtype, name="ids"
+        )
+        return table(condition), condition != padding_id(self.num_ids)

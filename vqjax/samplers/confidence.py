@@ -1,0 +1,69 @@
+"""Parallel decoding: how many tokens each step fixes, and which, by their confidence.
+
+Source: MaskGIT (Chang et al. 2022), section 3.2.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vqjax.priors.masking import cosine_schedule
+from vqjax.samplers.filtering import filter_logits
+
+
+def still_masked(
+    step: Int[Array, ""], steps: int, at_start: Int[Array, "b"], now: Int[Array, "b"]
+) -> Int[Array, "b"]:
+    """How many tokens stay masked: floor(start * cos(pi/2 ratio)), at least one fewer than now.
+
+    Args:
+        step: 0 for the first.
+        steps: T.
+        at_start: unknown tokens before the first step.
+        now: unknown tokens before this step.
+
+    Source: MaskGIT, section 3.2, per image and block.
+    """
+    ratio = (step + 1) / steps
+    # The last step leaves none, whatever cos(pi/2) is rounded to.
+    planned = jnp.where(step + 1 >= steps, 0, jnp.floor(at_start * cosine_schedule(ratio) + 1e-4))
+    return jnp.clip(planned, 0, jnp.maximum(now - 1, 0)).astype(jnp.int32)
+
+
+def choose(
+    key: Key[Array, ""],
+    logits: Float[Array, "b n k"],
+    unknown: Bool[Array, "b n"],
+    keep_masked: Int[Array, "b"],
+    noise: Float[Array, ""],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
+    """Draws a code for every cell and chooses the unknown cells that are fixed by it.
+
+    The confidence of a drawn code is its log-probability by these logits (guided, where there is
+    guidance) before temperature and filters, plus `noise` times a Gumbel variable.
+
+    Args:
+        key: a random key.
+        logits: of each cell.
+        unknown: cells that are to be sampled.
+        keep_masked: how many of them stay masked: those of least confidence.
+        noise: scale of the Gumbel noise, 0 or more.
+        temperature: of the softmax that codes are drawn from.
+        top_k: see `vqjax.samplers.filtering`.
+        top_p: see there.
+
+    Returns:
+        The drawn codes, and the unknown cells that are fixed now, exactly (unknown - keep_masked)
+        of them an image.
+    """
+    key_code, key_noise = jax.random.split(key)
+    filtered = filter_logits(logits, temperature, top_k, top_p)
+    drawn = jax.random.categorical(key_code, filtered)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
+    confidence = log_p + noise * jax.random.gumbel(key_noise, log_p.shape)
+    # Known cells rank last, above every finite confidence.
+    rank = jnp.argsort(jnp.argsort(jnp.where(unknown, confidence, jnp.inf), axis=-1), axis=-1)
+    return drawn.astype(jnp.int32), unknown & (rank >= keep_masked[:, None])

@@ -1,0 +1,86 @@
+"""Classifier-free guidance of any prior.
+
+Source: Ho and Salimans 2022, Eq. 6, on logits as in Muse (Chang et al. 2023, section 2.7).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vqjax.errors import FieldError
+from vqjax.priors.base import Prior
+
+Schedule = Literal["constant", "linear"]
+
+
+class GuidedSettings(Protocol):
+    """Settings of a sampler that can be guided."""
+
+    @property
+    def guidance(self) -> float:
+        """Weight of what the condition adds to the logits; 1 is no guidance."""
+        ...
+
+
+def check_guidance(prior: Prior, settings: Any) -> None:
+    """Checks that a prior was trained for the guidance that a sampler's settings ask for.
+
+    Raises:
+        FieldError: it is unconditional, or has never seen the null condition.
+    """
+    guidance = getattr(settings, "guidance", 1.0)
+    if guidance == 1.0:
+        return
+    if not prior.num_ids:
+        raise FieldError(f"guidance={guidance}: this prior is unconditional, so leave it at 1")
+    if not prior.condition_dropout:
+        raise FieldError(
+            f"guidance={guidance}: this prior has never seen the null condition, so leave it at 1,"
+            " or train one with model.condition_dropout=0.1"
+        )
+
+
+def guidance_weight(
+    step: Int[Array, ""], last: int, guidance: float, schedule: Schedule
+) -> Float[Array, ""]:
+    """The weight of guidance at a step.
+
+    Args:
+        step: steps of the whole sampling that lie before it.
+        last: index of the last step.
+        guidance: the weight that is asked for.
+        schedule: "constant", or "linear": from 1 at the first step to `guidance` at the last.
+    """
+    if schedule == "constant":
+        return jnp.float32(guidance)
+    return 1.0 + (guidance - 1.0) * (step / max(last, 1))
+
+
+def guided_logits(
+    logits_of: Callable[..., Float[Array, "twice *s k"]],
+    rows: tuple[Any, ...],
+    null: Int[Array, "b c"],
+    condition: Int[Array, "b c"],
+    weight: Float[Array, ""],
+) -> Float[Array, "b *s k"]:
+    """Logits under the null condition, and `weight` times what the condition adds to them.
+
+    Both come from one call on twice the rows.
+
+    Args:
+        logits_of: logits from `rows` and a condition.
+        rows: arrays with the batch in front.
+        null: the condition that says nothing.
+        condition: what the logits are to be guided to.
+        weight: 1 for the logits under the condition, 0 for those without.
+    """
+    # The two rows of an image side by side: a batch that is split over devices stays where it is.
+    both = einops.rearrange(jnp.stack([null, condition]), "two b c -> (b two) c")
+    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
+    logits = logits_of(*twice, both)
+    without, given = einops.rearrange(logits, "(b two) ... -> two b ...", two=2)
+    return without + weight * (given - without)
