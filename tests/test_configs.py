@@ -100,13 +100,13 @@ def test_full_size_train_step(f, name, tmp_path):
         lambda x: rng.normal(0, 0.05, x.shape).astype(x.dtype), stage.frozen_shapes()
     )
     images = rng.integers(0, 256, (1, 256, 256, 3), np.uint8)
-    before = jax.tree.leaves(state.generator.params)[0].copy()
-    step = loop.compile_train_step(stage, mesh)
+    before = jax.tree.leaves(state.model.params)[0].copy()
+    step = loop.jit_train_step(stage, mesh)
     for _ in range(2):
         state, metrics = step(state, frozen, images, np.zeros(1, np.int32))
         assert all(np.isfinite(x) for x in jax.tree.leaves(metrics)), metrics
     assert int(state.step) == 2
-    assert not np.array_equal(before, jax.tree.leaves(state.generator.params)[0])
+    assert not np.array_equal(before, jax.tree.leaves(state.model.params)[0])
 
 
 def test_wrong_arguments():

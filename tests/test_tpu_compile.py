@@ -38,7 +38,7 @@ import json, pathlib, sys, time
 from jax.experimental import topologies
 from configs import ffhq_effvqgan
 from vqjax.runs.build import build_stage
-from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
+from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step, placed
 from vqjax.parallel import make_mesh
 
 arg, name = sys.argv[1:]
@@ -47,7 +47,7 @@ config = ffhq_effvqgan.get_config(arg)
 mesh = make_mesh(config.mesh, slice_.devices)
 stage = build_stage(config, name, pathlib.Path(), 1)
 began = time.monotonic()
-compiled = compile_train_step(stage, mesh).lower(
+compiled = jit_train_step(stage, mesh).lower(
     abstract_state(stage, mesh),
     placed(stage.frozen_shapes(), mesh),
     *batch_shapes(stage.config.batch_size, config.data.resolution, mesh),

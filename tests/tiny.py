@@ -9,21 +9,24 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
+from vqjax.conditions import ClassCondition
 from vqjax.data import build_source
 from vqjax.parallel import make_mesh
-from vqjax.runs.build import build_stage
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import write_class_names, write_config
+from vqjax.runs.workdir import write_condition, write_config
 from vqjax.training.loop import abstract_state, train_stage
 from vqjax.training.stage import Stage
+from vqjax.training.stage_kinds import build_stage
 from vqjax.training.state import State
 
 CLASSES = ("checks", "discs", "stripes")
+CONDITION = ClassCondition(CLASSES)
 TRAIN_IMAGES, VALIDATION_IMAGES = 24, 7
 
 
@@ -60,6 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.data.resolution = 16
+    config.condition.name = "class"
     config.data.workers = 0
 
     config.tokenizer.model = ConfigDict(
@@ -89,7 +93,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.prior.model = ConfigDict(
         {
             "name": "multigrained",
-            "conditional": True,
             "dim": 32,
             "num_layers": 2,
             "num_heads": 4,
@@ -116,18 +119,24 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
+def as_batch(images, labels):
+    """A batch as train.py delivers it, of images and their classes."""
+    return {"image": images, "condition": labels[:, None]}
+
+
 def make_stage(config: ConfigDict, name: str, workdir: Path) -> Stage:
     """A stage as train.py makes it."""
-    return build_stage(config, name, workdir, len(CLASSES))
+    return build_stage(config, name, epath.Path(workdir), CONDITION)
 
 
 def train(config: ConfigDict, name: str, workdir: Path, stage: Stage | None = None) -> None:
     """Trains one stage as train.py does, on one device."""
+    workdir = epath.Path(workdir)
     write_config(config, workdir)
-    write_class_names(workdir, CLASSES)
+    write_condition(workdir, CONDITION)
     sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
     stage = stage or make_stage(config, name, workdir)
-    train_stage(stage, config.data, one_device(), workdir / name, *sources)
+    train_stage(stage, config.data, one_device(), workdir / name, *sources, CONDITION)
 
 
 def one_device() -> Mesh:

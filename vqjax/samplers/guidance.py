@@ -17,6 +17,7 @@ from vqjax.priors.base import Prior
 Schedule = Literal["constant", "linear"]
 
 
+@runtime_checkable
 class GuidedSettings(Protocol):
     """Settings of a sampler that can be guided."""
 
