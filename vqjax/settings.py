@@ -27,12 +27,12 @@ class Range:
         below: `upper` itself is left out.
     """
 
-    lower: float | None = None
-    upper: float | None = None
+    lower: int | float | None = None
+    upper: int | float | None = None
     above: bool = False
     below: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: int | float) -> bool:
         """Whether a number is in the range."""
         low = self.lower is None or value > self.lower or (value == self.lower and not self.above)
         high = self.upper is None or value < self.upper or (value == self.upper and not self.below)
