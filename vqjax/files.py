@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that are there whole or not at all, whenever the process is killed; locks; the cache."""
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
+import platformdirs
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +36,27 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """One process at a time; the others wait, and say so. A killed one holds up nobody.
+    """One process at a time; the others wait, and say so once. A killed one holds up nobody.
 
     Args:
         file: that stands for what is locked; it is made, and stays.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is at work in %s: waiting for it", file.parent)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.info("another process is at work in %s: waiting for it", file.parent)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of a user's files that can be made again; it may not be there yet.
+
+    On Linux $XDG_CACHE_HOME/vqjax/<name>, or ~/.cache/vqjax/<name>.
+    """
+    return platformdirs.user_cache_path("vqjax", appauthor=False) / name
