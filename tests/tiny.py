@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
@@ -116,18 +117,20 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def make_stage(config: ConfigDict, name: str, workdir: Path) -> Stage:
+def make_stage(config: ConfigDict, name: str, workdir: epath.PathLike) -> Stage:
     """A stage as train.py makes it."""
     return build_stage(config, name, workdir, len(CLASSES))
 
 
-def train(config: ConfigDict, name: str, workdir: Path, stage: Stage | None = None) -> None:
+def train(
+    config: ConfigDict, name: str, workdir: epath.PathLike, stage: Stage | None = None
+) -> None:
     """Trains one stage as train.py does, on one device."""
     write_config(config, workdir)
     write_class_names(workdir, CLASSES)
     sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
     stage = stage or make_stage(config, name, workdir)
-    train_stage(stage, config.data, one_device(), workdir / name, *sources)
+    train_stage(stage, config.data, one_device(), epath.Path(workdir) / name, *sources)
 
 
 def one_device() -> Mesh:
@@ -135,10 +138,10 @@ def one_device() -> Mesh:
     return make_mesh({"data": 1}, jax.devices()[:1])
 
 
-def final_state(config: ConfigDict, name: str, workdir: Path) -> State:
+def final_state(config: ConfigDict, name: str, workdir: epath.PathLike) -> State:
     """The newest checkpoint of a stage."""
     shapes = abstract_state(make_stage(config, name, workdir), one_device())
-    checkpointer = Checkpointer(workdir / name / "checkpoints", read_only=True)
+    checkpointer = Checkpointer(epath.Path(workdir) / name / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(shapes)
     checkpointer.close()
     return state

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL
+from etils import epath
 from jaxtyping import Array, Int
 
 from vqjax.data import Split, build_source, evaluation_batches
@@ -41,7 +42,7 @@ _GUESSES = 5
 class RunScores:
     """The numbers of a run: of its tokenizer on a split of its data, of its samples."""
 
-    def __init__(self, workdir: Path, scoring: Scoring):
+    def __init__(self, workdir: epath.PathLike, scoring: Scoring):
         """Reads the config of the run in `workdir`.
 
         Raises:

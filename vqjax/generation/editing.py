@@ -3,7 +3,7 @@
 Inpainting, outpainting and the replacement of a box differ only in the canvas and in which of its
 pixels are made anew; any size that f divides will do. Four results of one edit:
 
-    run = Generator(Path("runs/faces"))
+    run = Generator("runs/faces")
     edit = outpaint(run.tokenizer, image, left=128)
     spec = sampling_spec(run.prior, edit.grid, run.config.sampling)
     labels = np.zeros(4, np.int32)

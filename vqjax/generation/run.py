@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
@@ -41,13 +41,13 @@ class Generator:
         steps: by stage, which step the weights that were read are of.
     """
 
-    def __init__(self, workdir: Path, mesh: Mesh | None = None):
+    def __init__(self, workdir: epath.PathLike, mesh: Mesh | None = None):
         """Reads the config of a run; without a mesh, all devices share each batch.
 
         Raises:
             InputError: the folder is not that of a run.
         """
-        self.workdir = workdir
+        self.workdir = epath.Path(workdir)
         self.config = read_config(workdir)
         self.class_names = read_class_names(workdir)
         self.tokenizer, self.prior = build_models(self.config, len(self.class_names))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vqjax.errors import InputError, TrainingError
 from vqjax.registry import did_you_mean
+from vqjax.training.console import close_logging
 
 _HELP = ("-h", "-help", "--help")
 
@@ -44,6 +45,8 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
             _fail(e, 2)
         except TrainingError as e:
             _fail(e, 1)
+        finally:
+            close_logging()
 
     app.run(call, flags_parser=parse)
 

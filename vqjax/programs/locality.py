@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from vqjax.data import build_source
 from vqjax.data.images import center_crop, read_image
 from vqjax.errors import InputError
+from vqjax.files import open_path, write_png
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Generator
 from vqjax.parallel import make_mesh
@@ -84,7 +85,7 @@ def strip(images: Float[np.ndarray, "n h w 3"], box: Box) -> UInt8[np.ndarray, "
 
 def main() -> None:
     """Encodes an image, changes codes, decodes before and after, draws and tells the reach."""
-    workdir = Path(WORKDIR.value or "")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
     generator = Generator(workdir, make_mesh({"data": 1}, jax.local_devices()[:1]))
     tokenizer, data = generator.tokenizer, generator.config.data
     resolution = data.resolution if RESOLUTION.value is None else RESOLUTION.value
@@ -114,10 +115,9 @@ def main() -> None:
     f = tokenizer.downsampling
     x0, y0, x1, y1 = (f * number for number in cells)
     box = x0, y0, x1, y1
-    out = Path(OUT.value or workdir / "locality.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "locality.png"
     row = np.concatenate([image, before, after, heat_map(change)[None]])
-    Image.fromarray(strip(row, box)).save(out)
+    write_png(out, strip(row, box))
     most, farthest = reach(change, box, 0.99), reach(change, box, 1.0)
     log.info("99 %% of the change: within %s of the region", _both_units(most, f))
     if farthest < distance_to_box(change.shape, box).max():

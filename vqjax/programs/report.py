@@ -12,18 +12,18 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
 from vqjax.evaluation.networks import build_network
 from vqjax.evaluation.protocol import surroundings
 from vqjax.evaluation.results import read_results
-from vqjax.files import write_whole
+from vqjax.files import absolute, open_path, write_whole
 from vqjax.generation.run import Generator
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.report import codebook, curves, gallery, neighbours, tables
@@ -56,8 +56,8 @@ T = TypeVar("T")
 def main() -> None:
     """Gathers what there is of a run, and writes the page."""
     keep_memory_of_host_computation()
-    workdir = Path(WORKDIR.value or "")
-    out = Path(OUT.value or workdir / "report.html")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "report.html"
     if out.is_dir():
         raise InputError(f"--out={out}: this is a folder, an HTML file is needed")
     for flag in (RECONSTRUCTIONS, SAMPLES, NEIGHBOURS, NEIGHBOURS_FROM, HELD_OUT):
@@ -69,7 +69,7 @@ def main() -> None:
     setup_logging(workdir)
     page = render(_gather(generator))
     write_whole(out, page)
-    log.info("%s (%.1f MB)", out, out.stat().st_size / 1e6)
+    log.info("%s (%.1f MB)", out, len(page.encode()) / 1e6)
 
 
 def _gather(generator: Generator) -> Report:
@@ -113,7 +113,7 @@ def _gather(generator: Generator) -> Report:
     near = _attempt("nearest training images", nearest)
     validation_curves = _attempt("validation", lambda: _curves(generator, "tokenizer"))
     return Report(
-        title=workdir.resolve().name,
+        title=absolute(workdir).name,
         made=datetime.datetime.now().strftime("%d %B %Y, %H:%M").lstrip("0"),
         surroundings=tables.nested(surroundings()),
         summary=summary(generator, stages, training, evaluations, book, near),
@@ -207,7 +207,7 @@ def _stage(generator: Generator, name: str) -> StageReport:
     )
 
 
-def _evaluations(workdir: Path) -> dict[str, tables.Evaluation | Missing]:
+def _evaluations(workdir: epath.Path) -> dict[str, tables.Evaluation | Missing]:
     """What `vqjax evaluate` found out, or that it did not run."""
     folder = workdir / "evaluation"
     found = _attempt("metrics", lambda: read_results(folder))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
+from etils import epath
 
 from vqjax.data.images import read_image
 from vqjax.errors import InputError
+from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Generator
@@ -53,7 +54,7 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Checks what is asked for, restores both stages, samples, decodes, writes PNGs."""
-    workdir = Path(WORKDIR.value or "")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
     generator = Generator(workdir)
     settings = generator.config.sampling
     SAMPLING.override(settings)
@@ -80,11 +81,10 @@ def main() -> None:
         composite=COMPOSITE.value,
         rejection=rejection,
     )
-    out = Path(OUT.value or workdir / "samples")
-    out.mkdir(parents=True, exist_ok=True)
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "samples"
     shown: list[np.ndarray] = []
     for i, image in enumerate(itertools.chain.from_iterable(batches)):
-        Image.fromarray(image).save(out / f"{i:05d}.png")
+        write_png(out / f"{i:05d}.png", image)
         shown.extend([image] if i < 64 else [])
     _save_grid(shown, 8, out / "grid.png")
     if edit:
@@ -93,7 +93,7 @@ def main() -> None:
     used |= {
         name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
     }
-    (out / "settings.json").write_text(json.dumps(used, indent=2) + "\n")
+    write_whole(out / "settings.json", json.dumps(used, indent=2) + "\n")
     log.info("%d images and grid.png in %s", settings.num_images, out)
 
 
@@ -147,6 +147,6 @@ def _labels(generator: Generator, count: int) -> np.ndarray:
     )
 
 
-def _save_grid(images: list[np.ndarray], columns: int, file: Path) -> None:
+def _save_grid(images: list[np.ndarray], columns: int, file: epath.Path) -> None:
     pixels = np.stack(images) / np.float32(127.5) - 1
-    Image.fromarray(image_grid(pixels, columns)).save(file)
+    write_png(file, image_grid(pixels, columns))

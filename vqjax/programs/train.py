@@ -5,13 +5,13 @@ python train.py --config=configs/openmoji_effvqgan.py --workdir=runs/openmoji [-
 """
 
 import logging
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from vqjax.data import build_source
+from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.runs.build import build_stage, stage_names
@@ -26,7 +26,9 @@ from vqjax.training.loop import train_stage
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with arguments after a colon: configs/openmoji_effvqgan.py:res=64"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://bucket/folder; made if it is not there"
+)
 ACCEPT = flags.DEFINE_bool(
     "accept_config_changes", False, "Go on in a workdir that was made with another config"
 )
@@ -42,7 +44,7 @@ def main() -> None:
     """Runs the stages of the config."""
     keep_memory_of_host_computation()
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    config, workdir = CONFIG.value, Path(WORKDIR.value or "")
+    config, workdir = CONFIG.value, open_path(WORKDIR.value or "", "--workdir")
     is_main = jax.process_index() == 0
 
     # Everything that can be wrong with a config is found before any work begins.

@@ -1,17 +1,16 @@
 """From a config to its stages."""
 
-from pathlib import Path
-
+from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
 from vqjax.priors import Prior, build_prior
 from vqjax.registry import did_you_mean
+from vqjax.runs.workdir import trained_stage
 from vqjax.tokenizers import Tokenizer, build_tokenizer
 from vqjax.training.prior_stage import PriorStage
 from vqjax.training.stage import Stage
 from vqjax.training.tokenizer_stage import TokenizerStage
-from vqjax.runs.workdir import trained_stage
 
 STAGES = ("tokenizer", "prior")
 
@@ -44,7 +43,7 @@ def build_models(config: ConfigDict, num_classes: int) -> tuple[Tokenizer, Prior
     return tokenizer, build_prior(config.prior.model, tokenizer, size, num_classes)
 
 
-def build_stage(config: ConfigDict, name: str, workdir: Path, num_classes: int) -> Stage:
+def build_stage(config: ConfigDict, name: str, workdir: epath.PathLike, num_classes: int) -> Stage:
     """A stage of a run; nothing is read or written yet.
 
     Args:

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from vqjax.errors import InputError
+from vqjax.files import absolute
 from vqjax.parallel import leaf_path
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: epath.PathLike,
         *,
         keep: int = 3,
         best_metric: str | None = None,
@@ -53,7 +54,7 @@ class Checkpointer:
         """Opens a folder, and makes it unless `read_only`.
 
         Args:
-            folder: a local path, or one of a file system that etils.epath knows (gs://...).
+            folder: on disk, or in a bucket (gs://...).
             keep: how many of the newest checkpoints stay, at least 1.
             best_metric: the key in the saved metrics by which one more stays, however old.
             best_mode: whether the best is the smallest or the largest.
@@ -76,7 +77,7 @@ class Checkpointer:
             [checkpoint_managers.LatestN(keep), _Only(self._best_of)]
         )
         self._manager = ocp.CheckpointManager(
-            epath.Path(folder).absolute(),
+            absolute(folder),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 enable_async_checkpointing=asynchronous,

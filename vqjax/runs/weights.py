@@ -1,9 +1,9 @@
 """Trained weights of a stage, for what only uses them: later stages, sampling."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
@@ -12,7 +12,7 @@ from vqjax.runs.checkpoints import Checkpointer
 log = logging.getLogger(__name__)
 
 
-def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> tuple[Any, int]:
+def load_weights(folder: epath.Path, config: ConfigDict, shapes: Any) -> tuple[Any, int]:
     """A trained model's variables, and the step that they are of.
 
     Args:
@@ -52,7 +52,7 @@ def load_weights(folder: Path, config: ConfigDict, shapes: Any) -> tuple[Any, in
     return {"params": player[weights], **player["model_state"]}, found[1]
 
 
-def _missing(folder: Path) -> str:
+def _missing(folder: epath.Path) -> str:
     return (
         f"there is no trained {folder.name} in {folder.parent}: run train.py until that stage is"
         f" finished, or name a workdir that has one by --config.{folder.name}.init_from"

@@ -1,16 +1,16 @@
-"""The folder of a run: its config, what is known of its data, and one folder a stage."""
+"""The folder of a run, on disk or in a bucket: its config, its classes, one folder a stage."""
 
 import difflib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
-from vqjax.files import write_whole
+from vqjax.files import open_path, write_whole
 
 # Settings that do not change what is trained, so that a run may go on with other values.
 FREE = re.compile(
@@ -21,7 +21,9 @@ FREE = re.compile(
 COMPUTE = re.compile(r".*\.(dtype|remat|implementation)")
 
 
-def trained_stage(config: ConfigDict, workdir: Path, stage: str) -> tuple[Path, ConfigDict]:
+def trained_stage(
+    config: ConfigDict, workdir: epath.PathLike, stage: str
+) -> tuple[epath.Path, ConfigDict]:
     """Where a stage's checkpoints are, here or in `init_from`, and the settings it is trained with.
 
     Raises:
@@ -29,8 +31,9 @@ def trained_stage(config: ConfigDict, workdir: Path, stage: str) -> tuple[Path, 
     """
     source = config[stage].init_from
     if not source:
-        return workdir / stage, config[stage]
-    settings = read_config(Path(source))[stage]
+        return epath.Path(workdir) / stage, config[stage]
+    theirs_workdir = open_path(source, f"config.{stage}.init_from")
+    settings = read_config(theirs_workdir)[stage]
     if settings.init_from:
         raise InputError(
             f"config.{stage}.init_from={source}: that run took its {stage} from"
@@ -44,15 +47,16 @@ def trained_stage(config: ConfigDict, workdir: Path, stage: str) -> tuple[Path, 
             f" {'; '.join(differing)}; set these as they were, or train one here"
         )
     settings.use = config[stage].use
-    return Path(source) / stage, settings
+    return theirs_workdir / stage, settings
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
+def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Checks that a folder which is there was made with this config.
 
     Raises:
         InputError: it was not (what differs is listed), or its config cannot be read; it is a file.
     """
+    workdir = epath.Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: this is a file, a folder is needed")
     if not (workdir / "config.json").exists():
@@ -66,24 +70,24 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Stores the config of a run in its folder, which is made."""
-    write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
+    write_whole(epath.Path(workdir) / "config.json", config.to_json(indent=2) + "\n")
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: epath.PathLike) -> ConfigDict:
     """The config that a workdir was made with.
 
     Raises:
         InputError: there is none, or it is not JSON.
     """
+    workdir = epath.Path(workdir)
     file = workdir / "config.json"
     try:
         return ConfigDict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
-        near = difflib.get_close_matches(
-            workdir.name, [d.name for d in workdir.parent.glob("*") if d.is_dir()], n=1
-        )
+        beside = workdir.parent.iterdir() if workdir.parent.is_dir() else ()
+        near = difflib.get_close_matches(workdir.name, [d.name for d in beside if d.is_dir()], n=1)
         hint = f" (there is {workdir.parent / near[0]})" if near and near[0] != workdir.name else ""
         raise InputError(
             f"{workdir} is not the folder of a run: it has no config.json{hint};"
@@ -95,14 +99,14 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
 
 
-def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+def write_class_names(workdir: epath.PathLike, names: Sequence[str]) -> None:
     """Stores the names of the classes, which sampling by class needs without the data."""
-    write_whole(workdir / "classes.json", json.dumps(list(names), indent=0) + "\n")
+    write_whole(epath.Path(workdir) / "classes.json", json.dumps(list(names), indent=0) + "\n")
 
 
-def read_class_names(workdir: Path) -> tuple[str, ...]:
+def read_class_names(workdir: epath.PathLike) -> tuple[str, ...]:
     """What `write_class_names` stored; empty where training has not begun."""
-    file = workdir / "classes.json"
+    file = epath.Path(workdir) / "classes.json"
     return tuple(json.loads(file.read_text())) if file.exists() else ()
 
 

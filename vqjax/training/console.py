@@ -2,26 +2,30 @@
 
 import contextlib
 import logging
+import math
 import sys
-from pathlib import Path
+import time
 from typing import Any, SupportsFloat
 
+from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from vqjax.files import StagedFolder
+
 LOGGER_NAME = "vqjax"
+# Seconds between two uploads of a log in a bucket, which is written whole each time.
+_UPLOAD_EVERY = 30.0
 
 
-def setup_logging(workdir: Path | str, is_main_process: bool = True) -> logging.Logger:
+def setup_logging(workdir: epath.PathLike, is_main_process: bool = True) -> logging.Logger:
     """Sends the logger "vqjax" to the console and, appending, to `<workdir>/log.txt`.
 
     A second call replaces the first one's files. On all processes but the main one nothing is
     written to the file and only warnings reach the console.
     """
     logger = logging.getLogger(LOGGER_NAME)
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-        handler.close()
+    close_logging()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(console)
@@ -31,11 +35,38 @@ def setup_logging(workdir: Path | str, is_main_process: bool = True) -> logging.
         logger.setLevel(logging.WARNING)
         return logger
     logger.setLevel(logging.INFO)
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(Path(workdir) / "log.txt", encoding="utf-8")
+    file = _LogFile(workdir)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
     return logger
+
+
+def close_logging() -> None:
+    """Closes what `setup_logging` opened; the last lines of a log in a bucket arrive now."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """The file log.txt of a folder."""
+
+    def __init__(self, folder: epath.PathLike):
+        self._staged = StagedFolder(folder, resumed=["log.txt"])
+        self._uploaded = -math.inf
+        super().__init__(self._staged.local / "log.txt", encoding="utf-8")
+
+    def flush(self) -> None:
+        """Called after each message."""
+        super().flush()
+        if time.monotonic() - self._uploaded >= _UPLOAD_EVERY:
+            self._staged.upload()
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        super().close()
+        self._staged.upload()
 
 
 class ProgressBar:

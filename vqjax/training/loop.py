@@ -7,18 +7,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import Source, evaluation_batches, train_batches
 from vqjax.errors import InputError, TrainingError
+from vqjax.files import write_whole
 from vqjax.parallel import (
     batch_sharding,
     global_batch,
@@ -79,7 +80,7 @@ def train_stage(
     stage: Stage,
     data: ConfigDict,
     mesh: Mesh,
-    folder: Path,
+    folder: epath.Path,
     train_source: Source,
     validation_source: Source,
 ) -> None:
@@ -232,6 +233,7 @@ def train_stage(
             # Nothing would ever be the best.
             unknown = evaluation and config.best_metric and config.best_metric not in evaluation
             if save_now or unknown:
+                writer.flush()
                 checkpointer.save(step, state, evaluation)
             if evaluation and unknown:
                 checkpointer.close()
@@ -261,12 +263,11 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(xs) / len(xs) for name, xs in values.items()}
 
 
-def _write_overview(folder: Path, stage: Stage, shapes: State) -> None:
+def _write_overview(folder: epath.Path, stage: Stage, shapes: State) -> None:
     """The table of parameters, to a file and in short to the log."""
     params = shapes.generator.params
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parameters.txt").write_text(table + "\n")
+    write_whole(folder / "parameters.txt", table + "\n")
     total = sum(x.size for x in jax.tree.leaves(params))
     log.info("%s: %s parameters (table: %s)", stage.name, f"{total:,}", folder / "parameters.txt")
 

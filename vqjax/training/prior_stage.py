@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
@@ -94,7 +94,7 @@ class PriorStage(Stage):
         seed: int,
         model: Prior,
         tokenizer: Tokenizer,
-        tokenizer_folder: Path,
+        tokenizer_folder: epath.Path,
         tokenizer_config: ConfigDict,
         resolution: int,
         sampling: ConfigDict,
