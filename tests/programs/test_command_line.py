@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from vqjax.runs.record import read_starts
 from vqjax.training import loop
 
 OPENMOJI = "--config=configs/openmoji_effvqgan.py"
@@ -166,6 +167,9 @@ def test_settings_that_may_change(run, config_flag, no_training):
         command_runs.call(
             "train", config_flag, f"--workdir={run}", *(f"--config.{x}" for x in free)
         )
+    (start,) = read_starts(run)
+    assert "--config.prior.use=best" in start["command"]
+    assert start["from_step"] == {"prior": 12, "tokenizer": 12}
 
 
 def test_unreadable_config_in_workdir(capsys, run, config_flag):

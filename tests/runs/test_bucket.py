@@ -221,9 +221,7 @@ def test_a_bucket_that_cannot_be_used(monkeypatch, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "text", ["s3://bucket/run", "file:///x", "gs://", "gs:///x", "gs:/bucket/x"]
-)
+@pytest.mark.parametrize("text", ["s3://bucket/run", "file:///x", "gs://", "gs:///x", "gs:/b/x"])
 def test_other_urls_are_refused(text):
     with pytest.raises(InputError, match=f"--workdir={text}: a local path or gs://bucket/folder"):
         open_path(text, "--workdir")

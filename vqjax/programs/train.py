@@ -15,6 +15,7 @@ from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.runs.build import build_stage, stage_names
+from vqjax.runs.record import record_start
 from vqjax.runs.workdir import (
     check_workdir,
     write_class_names,
@@ -67,6 +68,7 @@ def main() -> None:
     if is_main:
         write_config(config, workdir)
         write_class_names(workdir, train_source.class_names)
+        record_start(workdir)
 
     for name in stages:
         if config[name].init_from:

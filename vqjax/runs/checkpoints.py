@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from vqjax.errors import InputError
-from vqjax.files import absolute
+from vqjax.files import absolute, is_remote
 from vqjax.parallel import leaf_path
 
 log = logging.getLogger(__name__)
@@ -284,6 +284,18 @@ class _Only(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         chosen = self.choose([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == chosen for checkpoint in checkpoints]
+
+
+def saved_steps(folder: epath.Path) -> list[int]:
+    """The steps that are saved in a folder, as it stands: nothing is opened or waited for."""
+    if not folder.is_dir():
+        return []
+    # In a bucket nothing is renamed: there a file says that a checkpoint is complete.
+    return sorted(
+        int(step.name)
+        for step in folder.iterdir()
+        if step.name.isdigit() and (not is_remote(folder) or (step / "commit_success.txt").exists())
+    )
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
