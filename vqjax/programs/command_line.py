@@ -10,6 +10,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError, TrainingError
+from vqjax.programs.compilation_cache import keep_compiled_programs
 from vqjax.registry import did_you_mean
 from vqjax.training.console import close_logging
 
@@ -28,6 +29,7 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
     """
     # It tells at level INFO which accelerators the machine does not have.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    keep_compiled_programs()
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(argument in _HELP for argument in argv):
