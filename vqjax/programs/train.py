@@ -23,6 +23,7 @@ from vqjax.runs.workdir import (
 )
 from vqjax.training.console import setup_logging
 from vqjax.training.loop import train_stage
+from vqjax.training.profile import parse_steps
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with arguments after a colon: configs/openmoji_effvqgan.py:res=64"
@@ -50,6 +51,7 @@ def main() -> None:
 
     # Everything that can be wrong with a config is found before any work begins.
     mesh = make_mesh(config.mesh)
+    parse_steps(config.profile)
     stages = stage_names(config)
     for name in stages:
         stage = build_stage(config, name, workdir, num_classes=1)

@@ -14,7 +14,7 @@ from vqjax.files import open_path, write_whole
 
 # Settings that do not change what is trained, so that a run may go on with other values.
 FREE = re.compile(
-    r"stages|mesh\..*|sampling\..*|data\.workers"
+    r"stages|profile|mesh\..*|sampling\..*|data\.workers"
     r"|\w+\.frechet\.weights|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
 )
 # Settings of a model that do not change what it computes.
