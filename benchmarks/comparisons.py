@@ -223,6 +223,8 @@ def measure(row: Row) -> str:
 
 def main() -> None:
     """Prints the tables, line by line as they are measured."""
+    # What is compiled is timed and looked at, not read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     for what in WHAT.value:
         if what not in TABLES:
             raise InputError(f"--what has {what!r}: {did_you_mean(what, TABLES)}")

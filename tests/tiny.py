@@ -20,7 +20,7 @@ from vqjax.data import build_source
 from vqjax.parallel import make_mesh
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.workdir import write_condition, write_config
-from vqjax.training.loop import abstract_state, train_stage
+from vqjax.training.loop import TrainingData, abstract_state, train_stage
 from vqjax.training.stage import Stage
 from vqjax.training.stage_kinds import build_stage
 from vqjax.training.state import State
@@ -124,19 +124,22 @@ def as_batch(images, labels):
     return {"image": images, "condition": labels[:, None]}
 
 
-def make_stage(config: ConfigDict, name: str, workdir: Path) -> Stage:
+def make_stage(config: ConfigDict, name: str, workdir: epath.PathLike) -> Stage:
     """A stage as train.py makes it."""
     return build_stage(config, name, epath.Path(workdir), CONDITION)
 
 
-def train(config: ConfigDict, name: str, workdir: Path, stage: Stage | None = None) -> None:
+def train(
+    config: ConfigDict, name: str, workdir: epath.PathLike, stage: Stage | None = None
+) -> None:
     """Trains one stage as train.py does, on one device."""
     workdir = epath.Path(workdir)
     write_config(config, workdir)
     write_condition(workdir, CONDITION)
     sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
     stage = stage or make_stage(config, name, workdir)
-    train_stage(stage, config.data, one_device(), workdir / name, *sources, CONDITION)
+    data = TrainingData(config.data, *sources, CONDITION)
+    train_stage(stage, data, one_device(), workdir / name)
 
 
 def one_device() -> Mesh:
@@ -144,10 +147,10 @@ def one_device() -> Mesh:
     return make_mesh({"data": 1}, jax.devices()[:1])
 
 
-def final_state(config: ConfigDict, name: str, workdir: Path) -> State:
+def final_state(config: ConfigDict, name: str, workdir: epath.PathLike) -> State:
     """The newest checkpoint of a stage."""
     shapes = abstract_state(make_stage(config, name, workdir), one_device())
-    checkpointer = Checkpointer(workdir / name / "checkpoints", read_only=True)
+    checkpointer = Checkpointer(epath.Path(workdir) / name / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(shapes)
     checkpointer.close()
     return state

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from vqjax.runs.record import read_starts
 from vqjax.training import loop
 
 OPENMOJI = "--config=configs/openmoji_effvqgan.py"
@@ -57,6 +58,7 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.tokenizer.optimizer.name=sgd"], "valid: adam, adamw"),
         (["--config.tokenizer.optimizer.schedule=cosin"], "did you mean 'cosine'?"),
         (["--config.stages=tokeniser"], "did you mean 'tokenizer'? valid: prior, tokenizer"),
+        (["--config.profile=10"], "config.profile=10: START:STOP is needed, like 10:13"),
         (["--config.prior.use=bets"], "config.prior.use='bets': valid: last, best"),
         (["--config.prior.log_every=0"], "config.prior.log_every=0: at least 1 is needed"),
         (["--config.prior.ema_decay=1.0"], "config.prior.ema_decay=1.0: expected [0, 1)"),
@@ -159,13 +161,22 @@ def test_workdir_of_another_config(capsys, run, config_flag, no_training):
 
 
 def test_settings_that_may_change(run, config_flag, no_training):
-    free = ["data.workers=2", "mesh.fsdp=2", "sampling.temperature=0.5", "stages=prior"]
+    free = [
+        "data.workers=2",
+        "profile=1:3",
+        "mesh.fsdp=2",
+        "sampling.temperature=0.5",
+        "stages=prior",
+    ]
     free += [f"prior.{key}=7" for key in ("log_every", "eval_every", "eval_images")]
     free += ["prior.checkpoint_every=7", "prior.keep_checkpoints=7", "prior.use=best"]
     with pytest.raises(Trained):
         command_runs.call(
             "train", config_flag, f"--workdir={run}", *(f"--config.{x}" for x in free)
         )
+    (start,) = read_starts(run)
+    assert "--config.prior.use=best" in start["command"]
+    assert start["from_step"] == {"prior": 12, "tokenizer": 12}
 
 
 def test_unreadable_config_in_workdir(capsys, run, config_flag):

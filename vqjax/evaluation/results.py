@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import protocol_hash
 from vqjax.evaluation.scores import Scores
@@ -32,13 +34,13 @@ def result(
     return entry | ({"throughput": dict(throughput)} if throughput else {})
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: epath.PathLike) -> dict[str, Any]:
     """What is in a folder's metrics.json, by the name of the evaluation; nothing if there is none.
 
     Raises:
         InputError: it is not JSON.
     """
-    file = folder / FILE
+    file = epath.Path(folder) / FILE
     if not file.exists():
         return {}
     try:

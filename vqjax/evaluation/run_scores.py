@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL
+from etils import epath
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from vqjax.evaluation.npz import write_images
 from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, make_reference, padded
 from vqjax.evaluation.results import result
-from vqjax.evaluation.rows import Rows, fill
+from vqjax.evaluation.rows import Columns, Rows, fill
 from vqjax.evaluation.scores import Scores, merge
 from vqjax.evaluation.scoring import Scoring
 from vqjax.features.classifiers import ImagenetClassifier
@@ -49,7 +50,7 @@ _GUESSES = 5
 class RunScores:
     """The numbers of a run: of its tokenizer on a split of its data, of its samples."""
 
-    def __init__(self, workdir: Path, scoring: Scoring):
+    def __init__(self, workdir: epath.PathLike, scoring: Scoring):
         """Reads the config of the run in `workdir`.
 
         Raises:

@@ -10,7 +10,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError, TrainingError
+from vqjax.programs.compilation_cache import keep_compiled_programs
 from vqjax.registry import did_you_mean
+from vqjax.training.console import close_logging
 
 _HELP = ("-h", "-help", "--help")
 
@@ -27,6 +29,7 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
     """
     # It tells at level INFO which accelerators the machine does not have.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    keep_compiled_programs()
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(argument in _HELP for argument in argv):
@@ -44,6 +47,8 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
             _fail(e, 2)
         except TrainingError as e:
             _fail(e, 1)
+        finally:
+            close_logging()
 
     app.run(call, flags_parser=parse)
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from vqjax.errors import InputError
 from vqjax.evaluation.networks import NETWORKS, build_network
@@ -26,6 +27,7 @@ from vqjax.evaluation.run_scores import RunScores
 from vqjax.evaluation.scores import Settings
 from vqjax.evaluation.scoring import Scoring, score_images
 from vqjax.features.inception import Resize
+from vqjax.files import is_remote, open_path
 from vqjax.programs import sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.registry import did_you_mean
@@ -104,11 +106,10 @@ def main() -> None:
     _check_flags()
     weights = Path(NETWORK_WEIGHTS.value) if NETWORK_WEIGHTS.value else None
     network = build_network(NETWORK.value, weights, NETWORK_SHA256.value, RESIZE.value)
-    source = Path(WORKDIR.value or IMAGES.value or "")
-    out = _folder(source)
+    out = _folder()
     batch = SAMPLING.settings["batch_size"].value
     if batch is None:
-        batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
+        batch = read_config(_workdir()).sampling.batch_size if WORKDIR.value else 64
         batch = -(-batch // jax.device_count()) * jax.device_count()
     scoring = Scoring(
         network,
@@ -118,20 +119,33 @@ def main() -> None:
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
-    results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    if IMAGES.value:
+        results = _score_images(scoring, Path(IMAGES.value))
+    else:
+        results = _score_run(scoring, _workdir())
     write_results(out, results)
     print(table(results))
 
 
-def _folder(source: Path) -> Path:
+def _workdir() -> epath.Path:
+    return open_path(WORKDIR.value or "", "--workdir")
+
+
+def _folder() -> Path:
     """Where results are written; that nothing is in their way is seen before they are there."""
     if OUT.value:
         out = Path(OUT.value)
     elif WORKDIR.value:
-        out = source / "evaluation"
+        workdir = _workdir()
+        if is_remote(workdir):
+            raise InputError(
+                f"--workdir={workdir}: what is known of each image is kept on a disk, so a run in a"
+                " bucket needs --out=<folder of this machine>"
+            )
+        out = Path(workdir) / "evaluation"
     else:
-        name = source.resolve().name.removesuffix(".npz")
-        out = source.resolve().with_name(f"{name}-evaluation")
+        images = Path(IMAGES.value or "").resolve()
+        out = images.with_name(f"{images.name.removesuffix('.npz')}-evaluation")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: this is a file, a folder is needed")
     read_results(out)
@@ -156,6 +170,9 @@ def _check_flags() -> None:
             raise InputError(f"--{number.name}={number.value}: at least 2 images are needed")
     if REFERENCE_NUM.value < 2 and REFERENCE_NUM.value != 0:
         raise InputError(f"--reference_num={REFERENCE_NUM.value}: 0 for all, or at least 2")
+    for output in (OUT, *EXPORTS):
+        if output.value and is_remote(output.value):
+            raise InputError(f"--{output.name}={output.value}: a path of this machine is needed")
     for export in EXPORTS:
         if export.value and Path(export.value).suffix != ".npz":
             raise InputError(f"--{export.name}={export.value}: the name of an .npz file is needed")
@@ -192,7 +209,7 @@ def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
     return {"images": score_images(scoring, images, reference)}
 
 
-def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
+def _score_run(scoring: Scoring, workdir: epath.Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
     run = RunScores(workdir, scoring)
     results: dict[str, Any] = {}

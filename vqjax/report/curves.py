@@ -3,9 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from vqjax.errors import InputError
 from vqjax.report.charts import Chart, Series, line_chart
@@ -107,12 +107,13 @@ PANELS = (
 )
 
 
-def read_metrics(file: Path) -> Curves:
+def read_metrics(file: epath.PathLike) -> Curves:
     """Steps and values of every metric; a value that was not finite is NaN.
 
     Raises:
         InputError: there is no such file.
     """
+    file = epath.Path(file)
     if not file.is_file():
         raise InputError(f"there is no {file}: it is written while train.py trains that stage")
     curves: Curves = {}
