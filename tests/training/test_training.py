@@ -211,7 +211,9 @@ def test_validation_counts_every_image_once():
     """As all held-out images at once do: no padding, no mean of means or of perplexities."""
     config = tiny.finished_run().config
     source = build_source(config.data.source, "validation", 16)
-    (whole,) = evaluation_batches(source, batch_size=tiny.VALIDATION_IMAGES, resolution=16)
+    (whole,) = evaluation_batches(
+        source, tiny.CONDITION, batch_size=tiny.VALIDATION_IMAGES, resolution=16
+    )
     assert whole["valid"].all()
     x = to_float(jnp.asarray(whole["image"]))
 

@@ -262,8 +262,10 @@ class RunScores:
     ) -> Rows:
         """Tokens and scores of all candidates; what is drawn of them outlives a kill."""
         tokens = tokens_shape(self.run.tokenizer, self.config.data.resolution).codes.shape[1]
-        columns = dict.fromkeys(("codes", "positions"), ((tokens,), np.int32))
-        columns["scores"] = ((), np.float32)
+        columns: Columns = {
+            **dict.fromkeys(("codes", "positions"), ((tokens,), np.int32)),
+            "scores": ((), np.float32),
+        }
         number = math.ceil(len(conditions) / sampler.batch)
 
         def work(rows: Rows) -> None:

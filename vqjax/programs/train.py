@@ -15,6 +15,7 @@ from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.runs.build import build_condition, check_config
+from vqjax.runs.description import as_text, describe
 from vqjax.runs.record import record_start
 from vqjax.runs.stages import stages_to_train
 from vqjax.runs.workdir import check_workdir, write_condition, write_config
@@ -68,9 +69,12 @@ def main() -> None:
         process_rows(mesh, config[name].batch_size)
 
     setup_logging(workdir, is_main)
-    logging.getLogger("vqjax").info(
+    log = logging.getLogger("vqjax")
+    log.info(
         "%s: %d %s devices, mesh %s", workdir, mesh.size, jax.default_backend(), dict(mesh.shape)
     )
+    for line in as_text(describe(config, condition)).splitlines():
+        log.info("%s", line)
     if is_main:
         write_config(config, workdir)
         write_condition(workdir, condition)
