@@ -35,7 +35,7 @@ def test_sample_by_label_and_seed(run):
     assert (run.sample(3, label="discs", seed=1, temperature=0.1) != first).any()
     with pytest.raises(InputError, match="one of: checks, discs, stripes"):
         run.sample(1, label="cubes")
-    with pytest.raises(InputError, match="config.sampling.temp: .* did you mean 'temperature'"):
+    with pytest.raises(InputError, match=r"config.sampling.temp: .* did you mean 'temperature'"):
         run.sample(1, temp=0.1)
 
 

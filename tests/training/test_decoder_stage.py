@@ -76,7 +76,7 @@ def test_its_first_output_is_the_tokenizer_s_and_then_it_learns(run):
 
 
 def test_codes_are_bit_identical_and_images_are_of_the_new_decoder(run):
-    config, workdir = run
+    _, workdir = run
     mesh = tiny.one_device()
     ours, theirs = Run(workdir, mesh), Run(tiny.finished_run().workdir, mesh)
     tokens = ours.encode(images())
