@@ -295,6 +295,10 @@ def test_principal_components():
     np.testing.assert_allclose(codebook.principal_components(vectors[::-1])[0][::-1], points)
     # One number a code: there is but one component.
     assert codebook.principal_components(vectors[:, :1])[1].tolist() == [1.0, 0.0]
+    # Codes that are all alike are at one point.
+    for same in (vectors[:1], np.repeat(vectors[:1], 4, axis=0).round()):
+        points, shares = codebook.principal_components(same)
+        assert not points.any() and not shares.any()
 
 
 def test_parameters_add_up(workdir):

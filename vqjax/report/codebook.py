@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from sklearn.decomposition import PCA
 
 from vqjax import quantizers
 from vqjax.generation.run import Generator
@@ -67,15 +68,16 @@ def principal_components(
 ) -> tuple[Float[np.ndarray, "k 2"], Float[np.ndarray, "2"]]:
     """Coordinates of vectors along the two directions of most variance, and their shares of it.
 
-    The sign of each direction is that in which its largest coordinate is positive.
+    The sign of each direction is that in which its largest coordinate is positive. A direction that
+    there is not (one number a vector), or that has no variance, has zeros.
     """
-    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    _, scales, directions = np.linalg.svd(centered, full_matrices=False)
-    points = np.zeros((len(vectors), 2))
-    shares = np.zeros(2)
-    for i, direction in enumerate(directions[:2]):
-        points[:, i] = centered @ direction * np.sign(direction[np.argmax(np.abs(direction))])
-        shares[i] = scales[i] ** 2 / max(np.sum(scales**2), np.finfo(float).tiny)
+    count = min(2, *vectors.shape)
+    points, shares = np.zeros((len(vectors), 2)), np.zeros(2)
+    analysis = PCA(count, svd_solver="full")
+    # The shares of vectors that are all alike are 0 / 0.
+    with np.errstate(invalid="ignore"):
+        points[:, :count] = analysis.fit_transform(vectors.astype(np.float64))
+    shares[:count] = np.nan_to_num(analysis.explained_variance_ratio_)
     return points, shares
 
 
