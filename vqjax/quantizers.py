@@ -9,6 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # Collections that the quantizer writes in training: statistics that are part of the model's state,
@@ -51,8 +52,23 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
 
 
-def count_codes(codes: Int[Array, "*n"], num_codes: int) -> Float[Array, "k"]:
-    """How often each code occurs."""
+def count_codes(
+    codes: Int[Array | np.ndarray, "*n"],
+    num_codes: int,
+    valid: Bool[Array | np.ndarray, "b"] | None = None,
+) -> Float[Array, "k"]:
+    """How often each code occurs.
+
+    Args:
+        codes: of any shape, [0, num_codes).
+        num_codes: K, size of the codebook.
+        valid: which rows along the leading axis count [all].
+    """
+    codes = jnp.asarray(codes)
+    if valid is not None:
+        # Beyond the codebook, where nothing is counted.
+        rows = jnp.reshape(valid, (-1, *(1,) * (codes.ndim - 1)))
+        codes = jnp.where(rows, codes, num_codes)
     return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
 
 
