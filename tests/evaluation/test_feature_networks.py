@@ -9,7 +9,8 @@ import pytest
 import tiny_network
 
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import build_network, to_pixels
+from vqjax.evaluation.feature_networks import as_saved
+from vqjax.evaluation.network_registry import build_network
 from vqjax.features.efficientnet_lite import load_efficientnet_lite
 
 
@@ -36,11 +37,11 @@ def test_only_inception_has_the_usual_names():
 
 def test_pixels_of_a_file_are_whole_steps():
     images = jnp.linspace(-1.2, 1.2, 48).reshape(1, 4, 4, 3)
-    rounded = to_pixels(images, "png")
+    rounded = as_saved(images, "png")
     levels = (np.asarray(rounded) + 1) * 127.5
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
     assert np.abs(rounded - jnp.clip(images, -1, 1)).max() <= 1 / 255 + 1e-6
-    np.testing.assert_array_equal(to_pixels(images, "float"), jnp.clip(images, -1, 1))
+    np.testing.assert_array_equal(as_saved(images, "float"), jnp.clip(images, -1, 1))
 
 
 def test_what_is_missing_is_said():

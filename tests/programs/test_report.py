@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from vqjax.data import build_source, evaluation_batches
-from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.generation.run import Generator
 from vqjax.report import charts, codebook, curves, neighbours, tables
 from vqjax.runs.workdir import write_class_names, write_config

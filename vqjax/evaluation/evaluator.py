@@ -1,4 +1,4 @@
-"""Scores of images on all devices: how they are taken, whosever the images are."""
+"""Measuring images on all devices, whosever they are: features of each, then the set's metrics."""
 
 import dataclasses
 import math
@@ -8,36 +8,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import FeatureNetwork
-from vqjax.evaluation.protocol import protocol_hash, surroundings
+from vqjax.evaluation import references, set_metrics
+from vqjax.evaluation.feature_networks import FeatureNetwork
+from vqjax.evaluation.protocol import environment, protocol_hash, source_digest
 from vqjax.evaluation.references import Images, Reference, padded, read_reference
-from vqjax.evaluation.results import result
+from vqjax.evaluation.results import Measurements, merge, result
 from vqjax.evaluation.rows import Columns, Rows, fill, filled
-from vqjax.evaluation.scores import Comparison, Scores, Settings, merge
+from vqjax.evaluation.set_metrics import MetricSettings, SetMetrics
 from vqjax.parallel import batch_sharding, make_mesh, replicated
-from vqjax.pixels import to_float
 
 
 @dataclasses.dataclass(frozen=True)
-class Scoring:
-    """How images are scored, whosever they are.
+class Evaluator:
+    """A way to measure images on all devices.
 
     Attributes:
         network: whose features are compared.
         settings: of the metrics.
-        folder: for what is computed of each image.
+        folder: for the tables of what is computed of each image.
         batch_size: images at a time; the devices share them.
         by_class: whether each class gets numbers of its own.
-        pixels: "png" rounds what a model makes to 8 bits, "float" does not.
+        pixels: "png" rounds the images of a model to 8 bits, "float" does not.
+
+    Raises:
+        InputError: a batch size that the devices do not divide.
     """
 
     network: FeatureNetwork
-    settings: Settings
+    settings: MetricSettings
     folder: Path
     batch_size: int
     by_class: bool = False
@@ -61,95 +63,105 @@ class Scoring:
         """The network's weights, on all devices."""
         return jax.device_put(self.network.variables, replicated(self.mesh))
 
-    def place(self, batch: np.ndarray) -> Array:
+    def to_devices(self, batch: np.ndarray) -> Array:
         """A batch, shared by the devices."""
         return jax.device_put(batch, batch_sharding(self.mesh))
 
     @cached_property
     def features(self) -> Callable[[np.ndarray], dict[str, Array]]:
         """Features and logits of images, uint8 or float in [-1, 1]."""
-
-        @jax.jit
-        def measure(variables: Any, images: Array) -> dict[str, Array]:
-            floats = to_float(images) if images.dtype == jnp.uint8 else images
-            features, logits = self.network.apply(variables, floats)
-            return {"features": features, "logits": logits}
-
-        return lambda images: measure(self.network_variables, self.place(images))
+        outputs = jax.jit(self.network.outputs)
+        return lambda images: outputs(self.network_variables, self.to_devices(images))
 
     @property
-    def columns(self) -> Columns:
-        """Of the table that `features` fills."""
+    def feature_columns(self) -> Columns:
+        """The columns that `features` fills."""
         network = self.network
         shapes = {"features": network.dim, "logits": network.num_logits}
         return {name: ((size,), np.float32) for name, size in shapes.items()}
 
     def rows(
         self,
-        what: str,
+        kind: str,
         protocol: Mapping[str, Any],
         count: int,
         columns: Columns,
         work: Callable[[Rows], None],
     ) -> Rows:
-        """The finished table of an evaluation; `work` does what no earlier process has done."""
-        return filled(self.folder / f"{what}-{protocol_hash(protocol)[:10]}", count, columns, work)
+        """The finished table of an evaluation.
 
-    def protocol(self, what: str) -> dict[str, Any]:
-        """What all evaluations depend on, but for the settings of the metrics."""
+        Args:
+            kind: of evaluation.
+            protocol: everything that the table depends on.
+            count: images.
+            columns: see `Rows`.
+            work: appends the rows that no earlier process has left.
+        """
+        return filled(self.folder / f"{kind}-{protocol_hash(protocol)[:10]}", count, columns, work)
+
+    def protocol(self, kind: str, *modules: str) -> dict[str, Any]:
+        """Everything that rows of an evaluation depend on, whichever images they are of.
+
+        Args:
+            kind: of evaluation.
+            modules: names of those that make and measure the images, but for the network's.
+        """
         return {
-            "what": what,
+            "kind": kind,
             "pixels": self.pixels,
             "features": self.network.protocol,
             "batch_size": self.batch_size,
             "devices": self.mesh.size,
-            **surroundings(),
+            **environment(references.__name__, *self.network.modules, *modules),
         }
 
     @property
     def metrics_protocol(self) -> dict[str, Any]:
-        """The settings of the metrics, which what is computed of each image does not depend on."""
-        return {"metrics": dataclasses.asdict(self.settings)}
+        """Settings and code of the metrics, which rows do not depend on."""
+        code = source_digest(set_metrics.__name__)
+        return {"metrics": {**dataclasses.asdict(self.settings), "code": code}}
 
     def reference(self, path: Path) -> Reference:
         """A reference that the user names; see `read_reference`."""
         return read_reference(path, self.network, self.features, self.batch_size)
 
-    def comparison(self, reference: Reference) -> Comparison:
-        """What scores images against a reference."""
-        return Comparison(reference, self.network, self.settings)
+    def set_metrics(self, reference: Reference) -> SetMetrics:
+        """The metrics of sets of images against a reference."""
+        return SetMetrics(reference, self.network, self.settings)
 
-    def samples(self, rows: Rows, reference: Reference) -> Scores:
-        """The scores of samples, from the table that `features` filled."""
-        comparison = self.comparison(reference)
+    def sample_metrics(self, rows: Rows, reference: Reference) -> Measurements:
+        """The metrics of samples, from the table that `features` filled."""
+        metrics = self.set_metrics(reference)
         return merge(
-            comparison.distances(rows["features"]),
-            comparison.qualities(rows["features"], rows["logits"]),
+            metrics.distances(rows["features"]),
+            metrics.quality(rows["features"], rows["logits"]),
         )
 
 
-def score_images(scoring: Scoring, images: Images, reference: Reference) -> dict[str, Any]:
-    """Scores samples that are there as files, of whoever made them.
+def evaluate_images(evaluator: Evaluator, images: Images, reference: Reference) -> dict[str, Any]:
+    """The entry of metrics.json of samples that are there as files, of whoever made them.
 
     Raises:
         InputError: features that are not finite.
     """
-    protocol = scoring.protocol("images")
+    protocol = evaluator.protocol("images")
     protocol["images"] = {
         "files": images.fingerprint,
         "count": images.count,
         "size": list(images.size),
     }
-    batch = scoring.batch_size
+    batch = evaluator.batch_size
 
     def work(rows: Rows) -> None:
         batches = padded(images.batches(batch, rows.batches), batch)
-        fill(rows, batches, scoring.features, math.ceil(images.count / batch), "images")
+        fill(rows, batches, evaluator.features, math.ceil(images.count / batch), "images")
 
-    rows = scoring.rows("images", protocol, images.count, scoring.columns, work)
-    scores = scoring.samples(rows, reference)
+    rows = evaluator.rows("images", protocol, images.count, evaluator.feature_columns, work)
+    measurements = evaluator.sample_metrics(rows, reference)
     protocol["reference"] = reference.protocol
     theirs = reference.protocol.get("size", protocol["images"]["size"])
     if theirs != protocol["images"]["size"]:
-        scores.notes.append(f"the images have {images.size} pixels, the reference {tuple(theirs)}")
-    return result(scores, protocol | scoring.metrics_protocol)
+        measurements.notes.append(
+            f"the images have {images.size} pixels, the reference {tuple(theirs)}"
+        )
+    return result(measurements, protocol | evaluator.metrics_protocol)

@@ -17,14 +17,16 @@ import numpy as np
 from absl import flags
 
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import NETWORKS, build_network
+from vqjax.evaluation.evaluated_run import EvaluatedRun
+from vqjax.evaluation.evaluator import Evaluator, evaluate_images
+from vqjax.evaluation.network_registry import NETWORKS, build_network
 from vqjax.evaluation.npz import write_statistics
 from vqjax.evaluation.protocol import digest
+from vqjax.evaluation.reconstructions import evaluate_reconstructions
 from vqjax.evaluation.references import Reference, open_images
 from vqjax.evaluation.results import read_results, table, write_results
-from vqjax.evaluation.run_scores import RunScores
-from vqjax.evaluation.scores import Settings
-from vqjax.evaluation.scoring import Scoring, score_images
+from vqjax.evaluation.samples import evaluate_samples
+from vqjax.evaluation.set_metrics import MetricSettings
 from vqjax.features.inception import Resize
 from vqjax.programs import sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
@@ -76,7 +78,9 @@ ACCEPTANCE = flags.DEFINE_list(
 SAMPLING = sampling_flags.define()
 PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
 BOOTSTRAP = flags.DEFINE_integer(
-    "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
+    "bootstrap",
+    MetricSettings.bootstrap,
+    "Draws for the standard error of Frechet distances; 0: none",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples")
 OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/evaluation]")
@@ -111,15 +115,16 @@ def main() -> None:
     if batch is None:
         batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
         batch = -(-batch // jax.device_count()) * jax.device_count()
-    scoring = Scoring(
+    evaluator = Evaluator(
         network,
-        Settings(bootstrap=BOOTSTRAP.value),
+        MetricSettings(bootstrap=BOOTSTRAP.value),
         out,
         batch,
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
-    results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    evaluate = _evaluate_images if IMAGES.value else _evaluate_run
+    results = evaluate(evaluator, source)
     write_results(out, results)
     print(table(results))
 
@@ -181,39 +186,39 @@ def _check_used() -> None:
                 raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
 
 
-def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
+def _evaluate_images(evaluator: Evaluator, path: Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
     _check_path(IMAGES)
     _check_path(REFERENCE)
     images = open_images(path)
-    setup_logging(scoring.folder)
-    reference = scoring.reference(Path(REFERENCE.value or ""))
-    _export(scoring, reference)
-    return {"images": score_images(scoring, images, reference)}
+    setup_logging(evaluator.folder)
+    reference = evaluator.reference(Path(REFERENCE.value or ""))
+    _export(evaluator, reference)
+    return {"images": evaluate_images(evaluator, images, reference)}
 
 
-def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
+def _evaluate_run(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
-    run = RunScores(workdir, scoring)
+    run = EvaluatedRun(workdir, evaluator)
     results: dict[str, Any] = {}
     setup_logging(workdir)
     samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
-        results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
-        write_results(scoring.folder, results)
+        results["reconstruction"] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
+        write_results(evaluator.folder, results)
     if samples:
         for acceptance in samples.rejections:
             name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
-            results[name] = samples.score(acceptance)
-            write_results(scoring.folder, results)
+            results[name] = samples.evaluate(acceptance)
+            write_results(evaluator.folder, results)
     return results
 
 
 class _Samples:
     """What is to be drawn, and its reference; what can be wrong is found before long work."""
 
-    def __init__(self, run: RunScores):
+    def __init__(self, run: EvaluatedRun):
         self.run = run
         prior, self.settings = run.generator.prior, run.config.sampling
         SAMPLING.override(self.settings)
@@ -236,9 +241,9 @@ class _Samples:
             raise InputError("--export_reference_images writes a split: --reference=train or so")
         # Weights that are missing are missed now.
         _ = run.generator.tokenizer_variables, run.generator.prior_variables
-        self.judge = None
+        self.classifier = None
         if prior.num_classes == 1000:
-            self.judge = SAMPLING.build_classifier()
+            self.classifier = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
         self.reference = self._reference()
@@ -253,30 +258,31 @@ class _Samples:
                 file = Path(EXPORT_REFERENCE_IMAGES.value)
                 self.run.export_split(REFERENCE.value, limit, reference, file)
         else:
-            reference = self.run.scoring.reference(Path(REFERENCE.value))
-        _export(self.run.scoring, reference)
+            reference = self.run.evaluator.reference(Path(REFERENCE.value))
+        _export(self.run.evaluator, reference)
         return reference
 
-    def score(self, acceptance: float) -> dict[str, Any]:
+    def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
         conditional = self.run.generator.prior.num_classes
-        further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
-        if self.rejections[acceptance] or self.judge:
+        extra: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
-            further["classifier"] = {
+            extra["classifier"] = {
                 "name": classifier.name,
                 "weights": digest(classifier.variables),
                 "score": SAMPLING.score.value,
             }
-        return self.run.generation(
+        return evaluate_samples(
+            self.run,
             self.labels,
             self.spec,
             self.reference,
             seed=SEED.value,
             tile=self.tile,
             rejection=self.rejections[acceptance],
-            judge=self.judge,
-            further=further,
+            classifier=self.classifier,
+            extra_protocol=extra,
             export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
         )
 
@@ -298,6 +304,6 @@ def _acceptance(text: str) -> float:
         raise InputError(f"--acceptance={text}: fractions like 1,0.5 are needed") from None
 
 
-def _export(scoring: Scoring, reference: Reference) -> None:
+def _export(evaluator: Evaluator, reference: Reference) -> None:
     if EXPORT_REFERENCE.value:
-        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, scoring.network.name)
+        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, evaluator.network.name)

@@ -52,8 +52,8 @@ def inspect(generator: Generator, batches: Iterable[dict[str, np.ndarray]]) -> C
     for batch in batches:
         pixels = jax.device_put(batch["image"], share)
         tokens = apply(generator.tokenizer_variables, to_float(pixels), method="encode")
-        codes = to_host(tokens.codes)[batch["valid"]]
-        counts += np.bincount(codes.ravel(), minlength=len(counts))
+        codes = to_host(tokens.codes)
+        counts += to_host(quantizers.count_codes(codes, len(counts), batch["valid"]))
         images += int(batch["valid"].sum())
     vectors = np.asarray(tokenizer.apply(generator.tokenizer_variables, method=_vectors))
     points, explained = principal_components(vectors)

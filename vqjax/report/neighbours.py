@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from vqjax.data import Source
 from vqjax.data.images import center_crop
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.metrics.manifold import nearest
-from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.generation.run import Images
 from vqjax.pixels import to_float
 from vqjax.report.charts import Chart, cumulative

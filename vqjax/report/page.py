@@ -71,7 +71,7 @@ class Report:
     Attributes:
         title: of the page.
         made: when, in words.
-        surroundings: versions and device.
+        environment: versions and device.
         summary: a paragraph.
         key_numbers: the few that say most.
         resolution: side of the images in pixels.
@@ -86,7 +86,7 @@ class Report:
 
     title: str
     made: str
-    surroundings: list[Row]
+    environment: list[Row]
     summary: str
     key_numbers: list[KeyNumber]
     resolution: int
