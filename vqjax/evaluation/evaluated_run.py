@@ -39,7 +39,7 @@ class EvaluatedRun:
         self.workdir = workdir
 
     def split_protocol(self, split: str, limit: int | None) -> dict[str, Any]:
-        """Which images of a split are taken, and how they become those of the run's resolution."""
+        """The identity of a split's images, and their way to the run's resolution."""
         source = self._source(split)
         return {
             "split": split,
@@ -98,7 +98,7 @@ class EvaluatedRun:
         Args:
             split: of the run's data, "train" or "validation".
             limit: see `reference`.
-            reference: what that has made of them.
+            reference: as `reference` returns it.
             file: the .npz to write.
         """
         side = self.config.data.resolution

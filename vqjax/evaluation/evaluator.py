@@ -29,7 +29,7 @@ class Evaluator:
     Attributes:
         network: whose features are compared.
         settings: of the metrics.
-        folder: for the tables of what is computed of each image.
+        folder: for the tables of features and the like, a row an image.
         batch_size: images at a time; the devices share them.
         by_class: whether each class gets numbers of its own.
         pixels: "png" rounds the images of a model to 8 bits, "float" does not.

@@ -94,7 +94,7 @@ class ImageFolder:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._names)
 
     def batches(self, size: int, start: int = 0) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:

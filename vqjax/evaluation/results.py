@@ -57,7 +57,7 @@ def result(
     Args:
         measurements: the numbers.
         protocol: see `vqjax.evaluation.protocol`.
-        throughput: how fast it went, which is no part of what has to come out the same.
+        throughput: speed of the evaluation, which need not come out the same.
     """
     entry = {
         **dataclasses.asdict(measurements),
@@ -98,7 +98,7 @@ def _timed(entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """All results as text: a line a number, with its spread, then what they are of."""
+    """All results as text: a line a number, with its spread, then the protocol."""
     blocks = []
     for name, entry in results.items():
         width = max(len(metric) for metric in entry["metrics"])

@@ -47,12 +47,12 @@ def evaluate_samples(
 
     Args:
         run: whose models draw.
-        labels: classes; what they are for an unconditional prior does not matter.
+        labels: classes; an unconditional prior does not look at them.
         spec: how tokens are sampled.
-        reference: what the samples are compared with.
+        reference: to compare the samples with.
         seed: of the samples.
         tile: see `Tokenizer.decode`.
-        rejection: what candidates have to pass, if anything.
+        rejection: of candidates by a classifier, if any.
         classifier: of the run's classes, for the accuracy of the samples.
         extra_protocol: further entries on the sampler: how the labels were chosen, which classifier
             there is.

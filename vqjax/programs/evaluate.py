@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def _folder(source: Path) -> Path:
-    """Where results are written; that nothing is in their way is seen before they are there."""
+    """The folder for results, where nothing may be in their way."""
     if OUT.value:
         out = Path(OUT.value)
     elif WORKDIR.value:
@@ -216,7 +216,7 @@ def _evaluate_run(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
 
 
 class _Samples:
-    """What is to be drawn, and its reference; what can be wrong is found before long work."""
+    """The samples to draw, and their reference; bad input is found before long work."""
 
     def __init__(self, run: EvaluatedRun):
         self.run = run

@@ -1,4 +1,4 @@
-"""How a run's codebook is used and spread out. Source: paper 002, figure 5 and table 6."""
+"""The use and the layout of a run's codebook. Source: paper 002, figure 5 and table 6."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -19,14 +19,14 @@ from vqjax.report.charts import Chart, codebook_map, frequencies
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """What the page shows of a codebook.
+    """The page's numbers and charts of a codebook.
 
     Attributes:
         num_codes: its size.
         used: codes that occur in the validation split.
         perplexity: of their frequencies over the whole split.
-        tokens: how many were counted.
-        images: of how many images.
+        tokens: number that was counted.
+        images: number that they are of.
         charts: frequencies and principal components.
     """
 

@@ -31,7 +31,7 @@ class Picture:
     Attributes:
         uri: of its data.
         side: of the image in pixels.
-        alt: what it shows, in words.
+        alt: its text alternative.
     """
 
     uri: str
@@ -87,7 +87,7 @@ def class_name(names: Sequence[str], label: int) -> str:
 def reconstructions(
     generator: Generator, images: Images, labels: Int[np.ndarray, " n"]
 ) -> list[Pair]:
-    """Images beside what the tokenizer makes of them.
+    """Images beside their reconstructions.
 
     Args:
         generator: of the run.

@@ -53,12 +53,12 @@ class FrechetMonitor:
 
     @property
     def batches(self) -> int:
-        """How many were added."""
+        """The number of batches that were added."""
         return len(self._sets[1])
 
     @property
     def wants_more(self) -> bool:
-        """Whether there are too few images yet."""
+        """True while there are too few images."""
         return sum(map(len, self._sets[1])) < self._images
 
     def add(

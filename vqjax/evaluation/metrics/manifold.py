@@ -30,7 +30,7 @@ _ROUNDING = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
-    """How much of each set lies in the manifold of the other.
+    """The shares of two sets that lie in the manifold of the other.
 
     Attributes:
         precision: fraction of the images that look like a reference: quality, [0, 1].
@@ -155,7 +155,7 @@ def precision_recall(
 def _inside(
     queries: Float[np.ndarray, "n d"], members: Float[np.ndarray, "m d"], k: int, block: int
 ) -> Bool[np.ndarray, " n"]:
-    """Which queries lie in the manifold of the members."""
+    """True for queries that lie in the manifold of the members."""
     # Each member finds itself, or a copy of it: one more.
     radii = nearest(members, members, k + 1)[0][:, -1]
     # About a point amid the members the norms are small, and so is the rounding.
