@@ -117,6 +117,11 @@ def report(workdir, *flags):
 
 
 @pytest.fixture(scope="module")
+def generator(workdir):
+    return Generator(workdir, tiny.one_device())
+
+
+@pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A copy of the finished run, evaluated, whose classes have names that HTML would mistake."""
     folder = tmp_path_factory.mktemp("report") / "a run"
@@ -236,7 +241,7 @@ def test_wrong_input(flags, expected, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_copies_of_training_images_show(workdir):
+def test_copies_of_training_images_show():
     data = tiny.finished_run().config.data
     training = build_source(data.source, "train", 16)
     rng = np.random.default_rng(0)
@@ -269,9 +274,8 @@ def test_copies_of_training_images_show(workdir):
     assert found.near == 2 / 40 and found.near_held_out == 1 / 7 and found.twins == 0
 
 
-def test_the_codebook_is_counted_over_valid_images(workdir):
+def test_the_codebook_is_counted_over_valid_images(generator):
     data = tiny.finished_run().config.data
-    generator = Generator(workdir, tiny.one_device())
     source = build_source(data.source, "validation", 16)
     found = codebook.inspect(generator, evaluation_batches(source, batch_size=4, resolution=16))
     images = np.stack([source[i]["image"] for i in range(7)]) / np.float32(127.5) - 1
@@ -301,8 +305,8 @@ def test_principal_components():
         assert not points.any() and not shares.any()
 
 
-def test_parameters_add_up(workdir):
-    variables = Generator(workdir, tiny.one_device()).tokenizer_variables
+def test_parameters_add_up(generator):
+    variables = generator.tokenizer_variables
     rows = tables.parameters(variables)
     trained = [row for row in rows if row.share is not None]
     tops = [row for row in trained if row.level == 0]

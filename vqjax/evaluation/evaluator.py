@@ -70,7 +70,7 @@ class Evaluator:
     @cached_property
     def features(self) -> Callable[[np.ndarray], dict[str, Array]]:
         """Features and logits of images, uint8 or float in [-1, 1]."""
-        outputs = jax.jit(self.network.outputs)
+        outputs = self.network.jitted_outputs
         return lambda images: outputs(self.network_variables, self.to_devices(images))
 
     @property

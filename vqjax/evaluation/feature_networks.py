@@ -49,17 +49,19 @@ class FeatureNetwork:
         features, logits = self.apply(variables, ensure_float(images))
         return {"features": features, "logits": logits}
 
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Outputs:
-        """Features and logits of images in [-1, 1], jitted, on the first device."""
-        return self._jitted(self._on_device, images)
+    @functools.cached_property
+    def jitted_outputs(self) -> Callable[..., dict[str, Array]]:
+        """`outputs`, jitted: one program for all that use this network."""
+        return jax.jit(self.outputs)
+
+    def __call__(self, images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]) -> Outputs:
+        """Features and logits of images, of 8 bits or in [-1, 1], on the first device."""
+        outputs = self.jitted_outputs(self._on_device, images)
+        return outputs["features"], outputs["logits"]
 
     @functools.cached_property
     def _on_device(self) -> Any:
         return jax.device_put(self.variables)
-
-    @functools.cached_property
-    def _jitted(self) -> Callable[[Any, Float[Array, "b H W 3"]], Outputs]:
-        return jax.jit(self.apply)
 
 
 def as_saved(
