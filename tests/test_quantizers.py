@@ -345,6 +345,15 @@ def test_usage_and_perplexity_in_closed_form():
     assert usage(jnp.zeros(4)) == 0
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 6), (5, 2, 3)])
+def test_only_the_codes_of_valid_rows_are_counted(shape):
+    codes = np.random.default_rng(0).integers(0, 4, shape)
+    valid = np.array([True, False, True, False, True])
+    counted = jax.jit(count_codes, static_argnums=1)(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid].ravel(), minlength=4))
+    np.testing.assert_array_equal(count_codes(codes, 4, ~valid & valid), np.zeros(4))
+
+
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_statistics_of_a_batch_split_over_devices_are_those_of_the_whole(update):
     assert jax.device_count() == 8

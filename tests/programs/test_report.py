@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from vqjax.data import build_source, evaluation_batches
-from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.generation.run import Generator
 from vqjax.report import charts, codebook, curves, neighbours, tables
 from vqjax.runs.workdir import write_class_names, write_config
@@ -114,6 +114,11 @@ def report(workdir, *flags):
         patch.setattr("vqjax.programs.report.build_network", fake_network)
         assert command_runs.call("report", f"--workdir={workdir}", *flags) == 0
     return (workdir / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def generator(workdir):
+    return Generator(workdir, tiny.one_device())
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +241,7 @@ def test_wrong_input(flags, expected, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_copies_of_training_images_show(workdir):
+def test_copies_of_training_images_show():
     data = tiny.finished_run().config.data
     training = build_source(data.source, "train", 16)
     rng = np.random.default_rng(0)
@@ -269,9 +274,8 @@ def test_copies_of_training_images_show(workdir):
     assert found.near == 2 / 40 and found.near_held_out == 1 / 7 and found.twins == 0
 
 
-def test_the_codebook_is_counted_over_valid_images(workdir):
+def test_the_codebook_is_counted_over_valid_images(generator):
     data = tiny.finished_run().config.data
-    generator = Generator(workdir, tiny.one_device())
     source = build_source(data.source, "validation", 16)
     found = codebook.inspect(generator, evaluation_batches(source, batch_size=4, resolution=16))
     images = np.stack([source[i]["image"] for i in range(7)]) / np.float32(127.5) - 1
@@ -295,10 +299,14 @@ def test_principal_components():
     np.testing.assert_allclose(codebook.principal_components(vectors[::-1])[0][::-1], points)
     # One number a code: there is but one component.
     assert codebook.principal_components(vectors[:, :1])[1].tolist() == [1.0, 0.0]
+    # Codes that are all alike are at one point.
+    for same in (vectors[:1], np.repeat(vectors[:1], 4, axis=0).round()):
+        points, shares = codebook.principal_components(same)
+        assert not points.any() and not shares.any()
 
 
-def test_parameters_add_up(workdir):
-    variables = Generator(workdir, tiny.one_device()).tokenizer_variables
+def test_parameters_add_up(generator):
+    variables = generator.tokenizer_variables
     rows = tables.parameters(variables)
     trained = [row for row in rows if row.share is not None]
     tops = [row for row in trained if row.level == 0]

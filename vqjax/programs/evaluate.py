@@ -18,14 +18,16 @@ from absl import flags
 from etils import epath
 
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import NETWORKS, build_network
+from vqjax.evaluation.evaluated_run import EvaluatedRun
+from vqjax.evaluation.evaluator import Evaluator, evaluate_images
+from vqjax.evaluation.network_registry import NETWORKS, build_network
 from vqjax.evaluation.npz import write_statistics
 from vqjax.evaluation.protocol import digest
+from vqjax.evaluation.reconstructions import evaluate_reconstructions
 from vqjax.evaluation.references import Reference, open_images
 from vqjax.evaluation.results import read_results, table, write_results
-from vqjax.evaluation.run_scores import RunScores
-from vqjax.evaluation.scores import Settings
-from vqjax.evaluation.scoring import Scoring, score_images
+from vqjax.evaluation.samples import evaluate_samples
+from vqjax.evaluation.set_metrics import MetricSettings
 from vqjax.features.inception import Resize
 from vqjax.files import is_remote, open_path
 from vqjax.programs import sampling_flags
@@ -77,7 +79,9 @@ ACCEPTANCE = flags.DEFINE_list(
 SAMPLING = sampling_flags.define(without=("num_images",))
 PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
 BOOTSTRAP = flags.DEFINE_integer(
-    "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
+    "bootstrap",
+    MetricSettings.bootstrap,
+    "Draws for the standard error of Frechet distances; 0: none",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples")
 OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/evaluation]")
@@ -111,18 +115,18 @@ def main() -> None:
     if batch is None:
         batch = read_config(_workdir()).sampling.batch_size if WORKDIR.value else 64
         batch = -(-batch // jax.device_count()) * jax.device_count()
-    scoring = Scoring(
+    evaluator = Evaluator(
         network,
-        Settings(bootstrap=BOOTSTRAP.value),
+        MetricSettings(bootstrap=BOOTSTRAP.value),
         out,
         batch,
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
     if IMAGES.value:
-        results = _score_images(scoring, Path(IMAGES.value))
+        results = _evaluate_images(evaluator, Path(IMAGES.value))
     else:
-        results = _score_run(scoring, _workdir())
+        results = _evaluate_run(evaluator, _workdir())
     write_results(out, results)
     print(table(results))
 
@@ -132,7 +136,7 @@ def _workdir() -> epath.Path:
 
 
 def _folder() -> Path:
-    """Where results are written; that nothing is in their way is seen before they are there."""
+    """The folder for results, where nothing may be in their way."""
     if OUT.value:
         out = Path(OUT.value)
     elif WORKDIR.value:
@@ -197,43 +201,43 @@ def _check_used() -> None:
                 raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
 
 
-def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
+def _evaluate_images(evaluator: Evaluator, path: Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
     _check_path(IMAGES)
     _check_path(REFERENCE)
     images = open_images(path)
-    setup_logging(scoring.folder)
-    reference = scoring.reference(Path(REFERENCE.value or ""))
-    _export(scoring, reference)
-    return {"images": score_images(scoring, images, reference)}
+    setup_logging(evaluator.folder)
+    reference = evaluator.reference(Path(REFERENCE.value or ""))
+    _export(evaluator, reference)
+    return {"images": evaluate_images(evaluator, images, reference)}
 
 
-def _score_run(scoring: Scoring, workdir: epath.Path) -> dict[str, Any]:
+def _evaluate_run(evaluator: Evaluator, workdir: epath.Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
-    run = RunScores(workdir, scoring)
+    run = EvaluatedRun(workdir, evaluator)
     results: dict[str, Any] = {}
     setup_logging(workdir)
     samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
-        results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
-        write_results(scoring.folder, results)
+        results["reconstruction"] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
+        write_results(evaluator.folder, results)
     if samples:
         for acceptance in samples.rejections:
             name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
-            results[name] = samples.score(acceptance)
-            write_results(scoring.folder, results)
+            results[name] = samples.evaluate(acceptance)
+            write_results(evaluator.folder, results)
     return results
 
 
 class _Samples:
-    """What is to be drawn, and its reference; what can be wrong is found before long work."""
+    """The samples to draw, and their reference; bad input is found before long work."""
 
-    def __init__(self, run: RunScores):
+    def __init__(self, run: EvaluatedRun):
         self.run = run
-        prior = run.run.prior
-        self.sampling = run.run.sampling(**SAMPLING.given())
-        self.conditions = run.run.conditions(NUM.value)
+        prior = run.models.prior
+        self.sampling = run.models.sampling(**SAMPLING.given())
+        self.conditions = run.models.conditions(NUM.value)
         if LABELS.value == "data" and not prior.num_ids:
             raise InputError("--labels=data: this run is unconditional; leave the flag out")
         self.rejections = {
@@ -248,10 +252,10 @@ class _Samples:
         if EXPORT_REFERENCE_IMAGES.value and REFERENCE.value not in SPLITS:
             raise InputError("--export_reference_images writes a split: --reference=train or so")
         # Weights that are missing are missed now.
-        _ = run.run.tokenizer_variables, run.run.prior_variables
-        self.judge = None
+        _ = run.models.tokenizer_variables, run.models.prior_variables
+        self.classifier = None
         if prior.num_ids == 1000:
-            self.judge = SAMPLING.build_classifier()
+            self.classifier = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
         self.reference = self._reference()
@@ -267,29 +271,30 @@ class _Samples:
                 file = Path(EXPORT_REFERENCE_IMAGES.value)
                 self.run.export_split(REFERENCE.value, limit, reference, file)
         else:
-            reference = self.run.scoring.reference(Path(REFERENCE.value))
-        _export(self.run.scoring, reference)
+            reference = self.run.evaluator.reference(Path(REFERENCE.value))
+        _export(self.run.evaluator, reference)
         return reference
 
-    def score(self, acceptance: float) -> dict[str, Any]:
+    def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        conditional = self.run.run.prior.num_ids
-        further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
-        if self.rejections[acceptance] or self.judge:
+        conditional = self.run.models.prior.num_ids
+        extra: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
-            further["classifier"] = {
+            extra["classifier"] = {
                 "name": classifier.name,
                 "weights": digest(classifier.variables),
                 "score": SAMPLING.score.value,
             }
-        return self.run.generation(
+        return evaluate_samples(
+            self.run,
             self.conditions,
             self.sampling,
             self.reference,
             seed=SEED.value,
             rejection=self.rejections[acceptance],
-            judge=self.judge,
-            further=further,
+            classifier=self.classifier,
+            extra_protocol=extra,
             export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
         )
 
@@ -311,6 +316,6 @@ def _acceptance(text: str) -> float:
         raise InputError(f"--acceptance={text}: fractions like 1,0.5 are needed") from None
 
 
-def _export(scoring: Scoring, reference: Reference) -> None:
+def _export(evaluator: Evaluator, reference: Reference) -> None:
     if EXPORT_REFERENCE.value:
-        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, scoring.network.name)
+        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, evaluator.network.name)

@@ -20,8 +20,8 @@ from etils import epath
 
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import build_network
-from vqjax.evaluation.protocol import surroundings
+from vqjax.evaluation.network_registry import build_network
+from vqjax.evaluation.protocol import environment
 from vqjax.evaluation.results import read_results
 from vqjax.files import absolute, open_path, write_whole
 from vqjax.generation.run import Run
@@ -115,7 +115,7 @@ def _gather(run: Run) -> Report:
     return Report(
         title=absolute(workdir).name,
         made=datetime.datetime.now().strftime("%d %B %Y, %H:%M").lstrip("0"),
-        surroundings=tables.nested(surroundings()),
+        environment=tables.nested(environment()),
         summary=summary(run, stages, training, evaluations, book, near),
         key_numbers=key_numbers(stages, evaluations, book, validation_curves),
         resolution=config.data.resolution,

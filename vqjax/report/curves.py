@@ -19,8 +19,8 @@ class Panel:
 
     Attributes:
         title: heading.
-        metrics: names without "train/" or "validation/", and what the legend calls them.
-        caption: what is to be seen.
+        metrics: labels in the legend by name, without "train/" or "validation/".
+        caption: text below it.
         log: whether their axis is logarithmic.
         limits: of their axis.
     """
