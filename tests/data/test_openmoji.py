@@ -84,7 +84,7 @@ def test_captions_and_classes(by_name, splits):
             example = source[index]
             emoji = by_name[example["name"]]
             assert source.class_names[example["label"]] == emoji.category
-            assert example["caption"] == emoji.caption
+            assert example["captions"] == (emoji.caption,)
 
 
 def test_rows_of_the_cache_are_the_emoji_that_they_say(splits, by_name):

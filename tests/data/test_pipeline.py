@@ -38,7 +38,7 @@ class Numbered:
             assert not xla_bridge.backends_are_initialized()
         rng = np.random.default_rng(index)
         pixels = rng.integers(0, 256, (24 + index, 40 - index, 3), np.uint8)
-        return {"image": pixels, "label": index, "caption": "", "name": str(index)}
+        return {"image": pixels, "label": index, "captions": (), "name": str(index)}
 
 
 def batches(steps, source=None, **options):

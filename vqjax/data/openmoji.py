@@ -117,7 +117,7 @@ class OpenMoji:
         return Example(
             image=np.array(self._images[row]),
             label=self.class_names.index(emoji.category),
-            caption=emoji.caption,
+            captions=(emoji.caption,),
             name=emoji.svg.stem,
         )
 
