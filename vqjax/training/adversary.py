@@ -156,7 +156,7 @@ class Adversary:
             )
 
         def fool(reconstructions: Images) -> Float[Array, ""]:
-            logits = judge(params, model_state, reconstructions, key_push, False)
+            logits, _ = judge(params, model_state, reconstructions, key_push, list(model_state))
             return generator_loss(self.settings.loss, logits)
 
         def tell_apart(params: Any) -> tuple[Float[Array, ""], Any]:
