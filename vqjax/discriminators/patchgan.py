@@ -47,7 +47,7 @@ class PatchGAN(nn.Module):
 
     @nn.nowrap
     def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Nothing: every parameter is trained."""
+        """The frozen parameters, of which there are none."""
         del key
         return {}
 

@@ -128,7 +128,7 @@ class _Projection(nn.Module):
 
 
 def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Twice the resolution, bilinearly, the corners staying where they are."""
+    """A map at twice the resolution, bilinear, its corners staying where they are."""
     batch, height, width, channels = x.shape
     scale = jnp.array([(2 * side - 1) / (side - 1) for side in (height, width)])
     return jax.image.scale_and_translate(
@@ -144,7 +144,7 @@ def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
 
 
 class _Head(nn.Module):
-    """Halves a map down to about 8x8 positions, and gives a logit for each 4x4 of those."""
+    """One head: convolutions that halve a map to about 8x8, and a logit for each 4x4 of those."""
 
     dtype: str = "float32"
 

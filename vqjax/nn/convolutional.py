@@ -24,7 +24,7 @@ def convolve(
     stride: int = 1,
     padding: int | tuple[int, int] = 0,
 ) -> Float[Array, "b _ _ features"]:
-    """The map of every position whose kernel fits into the map.
+    """A convolution of a zero-padded map: one output for each position that the kernel fits in.
 
     Args:
         x: padded with `padding` zeros on each side.
@@ -50,6 +50,17 @@ def convolve(
     )
 
 
+def _patches(x: Float[Array, "b _ _ _"], size: tuple[int, ...]) -> Float[Array, "b _ _ _"]:
+    """The neighbourhood of each position, row by row, along the channels."""
+    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], size, strict=True))
+    shifted = [
+        x[:, row : row + height, column : column + width]
+        for row in range(size[0])
+        for column in range(size[1])
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
 class Convolution(nn.Module):
     """`flax.linen.Conv` with zero padding, fast on a CPU also on maps below the kernel's size.
 
@@ -73,7 +84,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
-        """The map of every position whose kernel fits into the padded map."""
+        """Convolves the map; see `convolve`."""
         size = (self.size,) * 2 if isinstance(self.size, int) else self.size
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
         bias = None
@@ -97,7 +108,7 @@ class Normalization(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, swish and a 3x3 convolution, around which the input is added.
+    """A residual block: twice GroupNorm, swish and a 3x3 convolution, added to the input.
 
     Attributes:
         features: width of the output; a 1x1 convolution brings the input to it where it differs.
@@ -120,7 +131,7 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """GroupNorm and one head of attention between all cells of the map, added to the input."""
+    """Self-attention of one head over all cells of a map, after GroupNorm, added to the input."""
 
     dtype: str = "float32"
 
@@ -163,7 +174,7 @@ class ResidualStage(nn.Module):
 
 
 class Downsampling(nn.Module):
-    """Halves a map by a 3x3 convolution of stride 2, padded below and to the right only."""
+    """A 3x3 convolution of stride 2 that halves a map, padded below and to the right only."""
 
     dtype: str = "float32"
 
@@ -175,7 +186,7 @@ class Downsampling(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Doubles a map: nearest neighbour, then a 3x3 convolution."""
+    """Nearest-neighbour enlargement to twice the size, then a 3x3 convolution."""
 
     dtype: str = "float32"
 
@@ -184,14 +195,3 @@ class Upsampling(nn.Module):
         """Doubles both sides."""
         x = repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
         return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x)
-
-
-def _patches(x: Float[Array, "b _ _ _"], size: tuple[int, ...]) -> Float[Array, "b _ _ _"]:
-    """The neighbourhood of this size of each position, row by row, along the channels."""
-    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], size, strict=True))
-    shifted = [
-        x[:, row : row + height, column : column + width]
-        for row in range(size[0])
-        for column in range(size[1])
-    ]
-    return jnp.concatenate(shifted, axis=-1)
