@@ -84,8 +84,20 @@ class Oracle:
 
 @functools.cache
 def forward(variant):
+    """Features and logits, jitted, in one pass."""
     module, _ = loaded(variant)
-    return jax.jit(lambda v, x: (module.apply(v, x), module.apply(v, x, method="logits")))
+
+    @jax.jit
+    def apply(variables, images):
+        logits, state = module.apply(
+            variables,
+            images,
+            method="logits",
+            capture_intermediates=lambda layer, name: layer.name is None and name == "__call__",
+        )
+        return state["intermediates"]["__call__"][0], logits
+
+    return apply
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -299,7 +299,7 @@ def test_the_hash_of_the_file_is_returned(weights_file, loaded):
         ),
         ({"AuxLogits.fc.bias": np.zeros(3)}, r"AuxLogits.fc.bias .* expected no such array"),
     ],
-    ids=str,
+    ids=["missing", "transposed", "more"],
 )
 def test_arrays_of_another_network_are_named(changes, message, tmp_path, monkeypatch):
     state = {k: v for k, v in (expected()[0] | changes).items() if v is not None}
