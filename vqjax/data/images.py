@@ -1,4 +1,4 @@
-"""Any image file to RGB, and RGB to a square of the wanted size."""
+"""Images: files decoded to RGB, and RGB cropped to squares of the wanted size."""
 
 import contextlib
 import io

@@ -142,6 +142,6 @@ def _batches(images: Images) -> Batches:
 
 def _training_picture(source: Source, index: int, side: int) -> Picture:
     example = source[index]
-    name = example["caption"] or class_name(source.class_names, example["label"])
+    name = next(iter(example["captions"]), "") or class_name(source.class_names, example["label"])
     alt = f"training image: {name}" if name else "training image"
     return picture(center_crop(example["image"], side), alt)
