@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
-from vqjax.conditions import ClassCondition
+from vqjax.conditions import ClassCondition, NoCondition
 from vqjax.errors import InputError
 from vqjax.parallel import make_mesh
 from vqjax.runs.build import check_config
@@ -34,8 +34,10 @@ def load(name, arg=""):
 
 
 def build_stage(config, name, workdir, classes):
-    names = tuple(map(str, range(classes)))
-    return build_kind(config, name, epath.Path(workdir), ClassCondition(names))
+    condition = ClassCondition(tuple(map(str, range(classes))))
+    if config.condition.name == "none":
+        condition = NoCondition()
+    return build_kind(config, name, epath.Path(workdir), condition)
 
 
 def parameters(stage):

@@ -42,6 +42,8 @@ class Range:
         """The range in words."""
         if self.lower is None and self.upper is None:
             return "a finite number"
+        if self.upper is None and self.lower == 0:
+            return "above 0" if self.above else "0 or more"
         if self.upper is None:
             return f"above {self.lower:g}" if self.above else f"at least {self.lower:g}"
         if self.lower is None:

@@ -251,7 +251,7 @@ def test_sampling_before_the_end_of_training(missing, capsys, run):
         ("--label=cubes", "give a number from 0 to 2, or one of: checks, discs, stripes"),
         ("--temperature=0", "config.sampling.temperature=0.0: above 0 is needed"),
         ("--top_p=1.5", "config.sampling.top_p=1.5: a number in (0, 1] is needed"),
-        ("--top_k=-1", "config.sampling.top_k=-1: at least 0 is needed"),
+        ("--top_k=-1", "config.sampling.top_k=-1: 0 or more is needed"),
         ("--steps=0", "config.sampling.steps=0: at least 1 is needed"),
         ("--num_images=0", "at least 1 is needed"),
         ("--temperature=hot", "temperature"),

@@ -114,7 +114,7 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
     np.testing.assert_allclose(metrics["loss"], values @ np.array([1, 0.7, weight]), rtol=1e-4)
 
     def discriminator_loss(own):
-        y, _ = stage.model.apply({"params": params}, x, train=True)
+        y, *_ = stage.model.apply({"params": params}, x, train=True)
         real, state = judge(stage, own, opponent.model_state, x, key_real)
         fake, state = judge(stage, own, state, y, key_fake)
         loss = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
