@@ -7,6 +7,9 @@ by the programs.
 import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import command_runs
 import jax
@@ -48,7 +51,7 @@ class UnigramPrior(Prior):
         nats = self._nats(tokens, condition)
         return jnp.mean(nats), jnp.float32(nats.size), {}
 
-    def held_out(self, tokens, condition, valid):
+    def held_out(self, tokens, condition, valid, key):
         nats = self._nats(tokens, condition) * valid[:, None]
         return {"nats": (jnp.sum(nats), jnp.sum(valid) * float(nats.shape[1]))}
 
@@ -72,10 +75,13 @@ def sample(prior, variables, rng, condition, known, settings, grid):
     return Tokens.dense(codes.reshape(-1, *grid).astype(jnp.int32))
 
 
+SAMPLER = Sampler(UnigramSampling, sample)
+
+
 @pytest.fixture
 def unigram(monkeypatch):
     monkeypatch.setitem(PRIORS, "unigram", UnigramPrior)
-    monkeypatch.setitem(SAMPLERS, "unigram", Sampler(UnigramSampling, sample))
+    monkeypatch.setitem(SAMPLERS, "unigram", SAMPLER)
 
 
 def get_config(arg=""):
@@ -106,8 +112,15 @@ def test_train_sample_evaluate(unigram, tmp_path, monkeypatch, capsys):
     assert held_out[-1] < np.log(32) - 0.2
 
     out = tmp_path / "samples"
+    # Its settings are flags where it is registered before the program starts.
     flags = [f"--workdir={workdir}", "--num_images=3", "--label=discs", "--sharpness=5"]
-    assert command_runs.call("sample", *flags, f"--out={out}") == 0
+    command = [sys.executable, __file__, "sample", *flags, f"--out={out}"]
+    environment = os.environ | {"PYTHONPATH": str(command_runs.ROOT)}
+    process = subprocess.run(
+        command, cwd=command_runs.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads((out / "settings.json").read_text())["sharpness"] == 5
     assert len(list(out.glob("0*.png"))) == 3
     assert command_runs.call("sample", f"--workdir={workdir}", "--steps=3") == 2
     assert "the sampler of unigram has no such setting" in capsys.readouterr().err
@@ -118,3 +131,10 @@ def test_train_sample_evaluate(unigram, tmp_path, monkeypatch, capsys):
     assert command_runs.call("evaluate", f"--workdir={workdir}", *flags) == 0
     metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert metrics["generation"]["metrics"]["FD-lite1"] > 0
+
+
+if __name__ == "__main__":
+    from vqjax.programs import main
+
+    PRIORS["unigram"], SAMPLERS["unigram"] = UnigramPrior, SAMPLER
+    main()

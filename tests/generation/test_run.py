@@ -34,8 +34,8 @@ def test_sample_by_label_and_seed(run):
     assert (run.sample(3, label="discs", seed=1, temperature=0.1) != first).any()
     with pytest.raises(InputError, match="one of: checks, discs, stripes"):
         run.sample(1, label="cubes")
-    with pytest.raises(InputError, match=r"config.sampling.temp: .* did you mean 'temperature'"):
-        run.sample(1, temp=0.1)
+    with pytest.raises(InputError, match=r"config.sampling.temperatur: .* mean 'temperature'"):
+        run.sample(1, temperatur=0.1)
 
 
 def test_edit_keeps_what_is_not_masked(run):

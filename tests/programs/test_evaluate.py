@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import tiny
 import tiny_network
+from etils import epath
 from PIL import Image
 
+from vqjax.conditions import ClassCondition
 from vqjax.data import build_source
 from vqjax.evaluation import pair_metrics
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
 from vqjax.evaluation.protocol import digest, protocol_hash
 from vqjax.evaluation.rows import Rows
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.parallel import make_mesh
-from vqjax.runs.build import build_stage
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import write_class_names, write_config
+from vqjax.runs.workdir import write_condition, write_config
 from vqjax.tokens import Tokens
+from vqjax.training.stage_kinds import build_stage
 
 FD = "FD-lite1"
 
@@ -36,18 +38,18 @@ measurer = functools.cache(pair_metrics.measurer)
 @functools.cache
 def trained():
     """The models of the finished run, read once for all tests."""
-    generator = Generator(tiny.finished_run().workdir, make_mesh({"data": -1}))
-    _ = generator.tokenizer_variables, generator.prior_variables
-    return generator
+    run = Run(tiny.finished_run().workdir, make_mesh({"data": -1}))
+    _ = run.tokenizer_variables, run.prior_variables
+    return run
 
 
-def make_generator(workdir, mesh):
-    """As `Generator`; the finished run's has a config of its own, which a command may change."""
+def make_run(workdir, mesh):
+    """As `Run`; the finished run's has a config of its own, which a command may change."""
     if workdir != tiny.finished_run().workdir:
-        return Generator(workdir, mesh)
-    generator = copy.copy(trained())
-    generator.config = generator.config.copy_and_resolve_references()
-    return generator
+        return Run(workdir, mesh)
+    run = copy.copy(trained())
+    run.config = run.config.copy_and_resolve_references()
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,7 @@ def small_models(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     module = command_runs._load("evaluate")[0]
     monkeypatch.setattr(module, "build_network", build_network)
-    monkeypatch.setattr("vqjax.evaluation.evaluated_run.Generator", make_generator)
+    monkeypatch.setattr("vqjax.evaluation.evaluated_run.Run", make_run)
     monkeypatch.setattr(pair_metrics, "measurer", measurer)
     monkeypatch.setattr(
         "vqjax.programs.sampling_flags.imagenet_classifier", tiny_network.classifier
@@ -218,7 +220,7 @@ def test_classes_of_the_data_and_numbers_of_each(tmp_path):
 
     first, second = entry(9), entry(10)
     # Other classes are other samples, though the sampler is told nothing else.
-    classes = [e["protocol"]["sampler"]["classes"] for e in (first, second)]
+    classes = [e["protocol"]["sampler"]["conditions"] for e in (first, second)]
     assert classes[0] != classes[1] and first["metrics"] != second["metrics"]
     assert len(list(tmp_path.glob("generation-*"))) == 2
     rows = first["per_class"]
@@ -233,11 +235,12 @@ def test_accuracy_on_the_classes_of_imagenet(tmp_path):
     """On a prior of 1000 classes that has not learnt anything."""
     run = tiny.finished_run()
     config = run.config.copy_and_resolve_references()
-    config.tokenizer.init_from = str(run.workdir)
+    config.tokenizer.use_from = str(run.workdir)
     workdir = tmp_path / "run"
     write_config(config, workdir)
-    write_class_names(workdir, [f"class {i}" for i in range(1000)])
-    stage = build_stage(config, "prior", workdir, 1000)
+    condition = ClassCondition(tuple(f"class {i}" for i in range(1000)))
+    write_condition(workdir, condition)
+    stage = build_stage(config, "prior", epath.Path(workdir), condition)
     checkpointer = Checkpointer(workdir / "prior" / "checkpoints")
     checkpointer.save(1, jax.jit(stage.init)(jax.random.key(0)))
     checkpointer.close()

@@ -25,7 +25,7 @@ from vqjax.files import (
     write_whole,
 )
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import check_workdir, read_class_names, read_config
+from vqjax.runs.workdir import check_workdir, read_condition, read_config
 from vqjax.training.console import ProgressBar, close_logging, setup_logging
 from vqjax.training.writer import Writer
 
@@ -76,7 +76,7 @@ def test_trained_stopped_resumed_and_sampled(url, tmp_path, monkeypatch):
         assert any(f.name.startswith("events.out") for f in (workdir / name).iterdir())
     check_workdir(run.config, workdir)
     assert read_config(workdir).to_json() == run.config.to_json()
-    assert read_class_names(workdir) == tiny.CLASSES
+    assert read_condition(workdir) == tiny.CONDITION
 
     assert command_runs.call("sample", f"--workdir={workdir}", "--num_images=3") == 0
     assert command_runs.call("sample", f"--workdir={run.workdir}", "--num_images=3") == 0

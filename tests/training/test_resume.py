@@ -49,7 +49,7 @@ def test_state_has_all_that_training_changes():
     assert end.step == run.config.tokenizer.steps
     parts = ("params", "opt_state", "ema", "model_state")
     for network, part in [
-        *(("generator", part) for part in parts),
+        *(("model", part) for part in parts),
         *(("discriminator", part) for part in parts if part != "ema"),
     ]:
         before, after = (getattr(getattr(state, network), part) for state in (start, end))

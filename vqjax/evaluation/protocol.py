@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def source_digest(*modules: str, root: Path = _ROOT) -> str:
     Python may have other trees, and so another digest.
 
     Args:
-        modules: dotted names of the modules that a number is computed by.
+        modules: dotted names of the modules that a number is computed by; one from outside the
+            package has been imported.
         root: folder of the package.
 
     Raises:
@@ -120,6 +122,9 @@ def _exists(root: Path, name: str) -> bool:
 
 
 def _file(root: Path, name: str) -> Path:
+    if name.split(".")[0] != root.name and name in sys.modules:
+        # A model of somebody's own, registered from outside.
+        return Path(str(sys.modules[name].__file__))
     for file in _candidates(root, name):
         if file.is_file():
             return file

@@ -96,7 +96,7 @@ def _parse_only(argv: Sequence[str]) -> list[str]:
     sys.argv = list(argv)
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             # A config whose file could not be read raises when it is first used.
             flags.FLAGS.config.is_locked  # noqa: B018
     except OSError as e:

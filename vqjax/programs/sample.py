@@ -119,7 +119,7 @@ def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
     try:
         return run.edit_conditions(count, label) if edit else run.conditions(count, label)
     except InputError as e:
-        flag = f"--label={label}: " if label else f"--edit={EDIT.value}: "
+        flag = "--label=" if label else f"--edit={EDIT.value}: "
         raise InputError(f"{flag}{e}") from None
 
 

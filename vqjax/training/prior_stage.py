@@ -148,11 +148,8 @@ class PriorStage(Stage):
         """Counts of the valid images' codes, and the prior's sums over them."""
         tokens = self._encode(frozen, batch["image"])
         counts = quantizers.count_codes(tokens.codes, self.model.num_codes, batch["valid"])
-        keys = {
-            name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(self.model.rngs)
-        }
         held_out = self.model.apply(
-            variables, tokens, batch["condition"], batch["valid"], method="held_out", rngs=keys
+            variables, tokens, batch["condition"], batch["valid"], key, method="held_out"
         )
         return counts, held_out
 
