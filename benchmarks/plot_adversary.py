@@ -1,4 +1,4 @@
-"""What happens when the adversary starts: losses and adaptive weight of a run, as one picture.
+"""Losses and adaptive weight of a run around the start of its adversary, as one picture.
 
     python benchmarks/plot_adversary.py --workdir=runs/openmoji [--beside=runs/without] [--out=...]
 
@@ -36,7 +36,7 @@ PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
         ("train/last_layer_gradient_reconstruction", "train/last_layer_gradient_adversarial"),
         True,
     ),
-    ("losses of both players", ("train/generator_loss", "train/discriminator_loss"), False),
+    ("losses of both networks", ("train/generator_loss", "train/discriminator_loss"), False),
 )
 
 

@@ -194,7 +194,7 @@ def allocated_memory() -> float | None:
 
 
 def describe(config: ConfigDict, mesh: Mesh) -> str:
-    """What the table is of: devices, latent grid, and what a sampling and a prior step do."""
+    """The head of the table: devices, latent grid, and the work of a sampling and a prior step."""
     prior: Any = build_stage_prior(config, "prior", NoCondition())
     device, resolution = mesh.devices.flat[0], config.data.resolution
     blocks = prior.layout(prior.grid).num_blocks

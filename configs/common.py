@@ -1,4 +1,4 @@
-"""What all configs share: defaults, arguments, and the full-size system of paper 000."""
+"""Defaults and arguments of all configs, and the full-size system of paper 000."""
 
 from typing import Any
 

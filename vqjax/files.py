@@ -69,7 +69,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is that of a bucket."""
+    """True for a path of a bucket."""
     return "://" in os.fspath(path)
 
 

@@ -56,7 +56,7 @@ def count_codes(
     num_codes: int,
     valid: Bool[Array | np.ndarray, "b"] | None = None,
 ) -> Float[Array, "k"]:
-    """How often each code occurs.
+    """Counts of each code.
 
     Args:
         codes: of any shape, [0, num_codes).

@@ -33,7 +33,7 @@ class Range:
     below: bool = False
 
     def __contains__(self, value: int | float) -> bool:
-        """Whether a number is in the range."""
+        """True if a number is in the range."""
         low = self.lower is None or value > self.lower or (value == self.lower and not self.above)
         high = self.upper is None or value < self.upper or (value == self.upper and not self.below)
         return math.isfinite(value) and low and high

@@ -65,7 +65,7 @@ def files_fingerprint(root: Path, names: Iterable[str]) -> str:
 
 
 def held_out(key: str, fraction: float) -> bool:
-    """Whether the hash of `key` puts it in the validation split.
+    """True if the hash of `key` puts it in the validation split.
 
     The answer depends on nothing else, so adding or removing other images never moves one across.
 

@@ -136,7 +136,7 @@ class MultiGrainedPrior(Prior):
         return block_layout(grid, self.block_size, self.halo)
 
     def drawn_blocks(self, grid: tuple[int, int]) -> int:
-        """How many query blocks of each image are predicted in a training step on a grid."""
+        """The number of query blocks of an image that a training step on a grid predicts."""
         drawn, blocks = self.query_blocks_per_image, self.layout(grid).num_blocks
         if isinstance(drawn, int):
             return min(drawn, blocks)
@@ -302,7 +302,7 @@ class MultiGrainedPrior(Prior):
         return {f"loss_at_{ratio}": (nats[i], numbers[i]) for i, ratio in enumerate(MASK_RATIOS)}
 
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
-        """Which blocks of each image are predicted."""
+        """The blocks of each image that are predicted."""
         drawn = self.drawn_blocks(layout.grid)
         # On a large grid an evaluation of all blocks would take many times a step's memory.
         everything = not train and math.prod(layout.grid) <= _SMALL_GRID

@@ -1,4 +1,4 @@
-"""What the command-line programs share: flags with clear errors, and errors in one line."""
+"""The command line of all programs: flags with clear errors, help, and errors in one line."""
 
 import logging
 import re

@@ -208,7 +208,7 @@ def _stage(run: Run, name: str) -> StageReport:
 
 
 def _evaluations(workdir: epath.Path) -> dict[str, tables.Evaluation | Missing]:
-    """What `vqjax evaluate` found out, or that it did not run."""
+    """The results of `vqjax evaluate`, or a note that it did not run."""
     folder = workdir / "evaluation"
     found = _attempt("metrics", lambda: read_results(folder))
     if isinstance(found, Missing):

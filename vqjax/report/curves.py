@@ -87,7 +87,7 @@ PANELS = (
         log=True,
     ),
     Panel(
-        "Losses of both players",
+        "Losses of both networks",
         {"generator_loss": "tokenizer", "discriminator_loss": "discriminator"},
         "The adversarial losses, unweighted.",
     ),

@@ -331,7 +331,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], partial: b
 
 
 def _on_all_processes(fine: bool) -> bool:
-    """Whether it is so on every process; also a barrier."""
+    """True if it is so on every process; also a barrier."""
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))

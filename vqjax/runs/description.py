@@ -20,7 +20,7 @@ from vqjax.runs.weights import prior_shapes, split_decoder, tokenizer_shapes, to
 
 
 def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str, Any]:
-    """What a config trains, on what.
+    """Stages, models and data of a config.
 
     Args:
         config: of a run.

@@ -83,7 +83,7 @@ def read_condition(workdir: epath.PathLike) -> Condition:
 
 
 def differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
-    """What is not the same in two trees of settings, leaving out the allowed keys."""
+    """Settings that differ between two trees of them, in words, but for allowed keys."""
     before, now = _flat(before, prefix), _flat(now, prefix)
     return [
         f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"

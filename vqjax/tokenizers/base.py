@@ -69,11 +69,11 @@ class Tokenizer(nn.Module):
 
     @property
     def granularity(self) -> str:
-        """What decides which sides fit, for messages."""
+        """The numbers that decide which sides fit, for messages."""
         return f"f={self.downsampling}"
 
     def fits(self, side: int) -> bool:
-        """Whether an image may have a side of so many pixels."""
+        """True if an image may have a side of so many pixels."""
         return side > 0 and side % self.downsampling == 0
 
     def fitting_side(self, side: int) -> int:

@@ -1,4 +1,4 @@
-"""What a running command says: the log and the progress bar."""
+"""The console of a running command: its log and its progress bar."""
 
 import contextlib
 import logging
@@ -147,7 +147,7 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What `bar_format` can show."""
+        """Values for `bar_format`."""
         known = super().format_dict
         elapsed = known["elapsed"]
         rate = known["rate"] or ((self.n - self.initial) / elapsed if elapsed else 0.0)

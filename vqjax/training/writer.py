@@ -1,4 +1,4 @@
-"""What a stage leaves in its folder for a person to look at: metrics and pictures."""
+"""Metrics and pictures of a stage, for a person to look at."""
 
 import json
 import math
