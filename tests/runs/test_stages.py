@@ -79,6 +79,7 @@ def test_a_decoder_keeps_the_codes_of_its_tokenizer():
         ({"stages": ("prior", "sampler")}, r"config.stages has 'sampler'"),
         ({"extra": 1}, r"config.extra: there is no such setting"),
         ({"sampling.stepz": 3}, r"config.sampling.stepz: the sampler of multigrained has no such"),
+        ({"sampling.guidance_schedule": "cosine"}, r"guidance_schedule='cosine': .*constant, lin"),
         ({"sampling.decode_tile": -4}, r"config.sampling.decode_tile=-4: 0 or more"),
         ({"prior.batchsize": 3}, r"config.prior.batchsize: .* did you mean 'batch_size'"),
         ({"tokenizer.loss.l3": 3}, r"config.tokenizer.loss.l3: LossWeights has no such field"),

@@ -1,4 +1,4 @@
-"""The tokenizer's adversary: what it does to both players, from which step on, at what cost."""
+"""The tokenizer's adversary: its part in a step of both networks, and what it costs."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def config():
 
 
 def sgd_stage(config, tmp_path):
-    """A stage in which both players' updates are the gradients themselves."""
+    """A stage in which the updates of both networks are the gradients themselves."""
     stage = tiny.make_stage(config, "tokenizer", tmp_path)
     stage.optimizer = SGD
     if stage.adversary:

@@ -1,1 +1,1 @@
-"""A run's folder and what is built from it: config, stages, models, weights, checkpoints, record."""
+"""The folder of a run and what is built from it: config, models, weights, checkpoints."""
