@@ -33,9 +33,10 @@ from vqjax.priors import Prior
 from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
-from vqjax.runs.weights import prior_shapes, tokenizer_shapes, tokens_shape
+from vqjax.runs.weights import prior_shapes
 from vqjax.samplers import SAMPLERS
 from vqjax.tokenizers import Tokenizer
+from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
 from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step
 from vqjax.training.stage_kinds import build_stage

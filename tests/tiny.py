@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from vqjax.data import build_source
 from vqjax.parallel import make_mesh
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.workdir import write_condition, write_config
+from vqjax.training import loop
 from vqjax.training.loop import TrainingData, abstract_state, train_stage
 from vqjax.training.stage import Stage
 from vqjax.training.stage_kinds import build_stage
@@ -137,11 +139,29 @@ def train(
     write_config(config, workdir)
     write_condition(workdir, CONDITION)
     sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
-    stage = stage or make_stage(config, name, workdir)
+    if stage is None:
+        stage = _shared_stage(config.to_json(), name)
+        stage.workdir = workdir
     data = TrainingData(config.data, *sources, CONDITION)
     train_stage(stage, data, one_device(), workdir / name)
 
 
+@functools.cache
+def _shared_stage(config: str, name: str) -> Stage:
+    """The stage of a config, shared by all trainings with it: tracing it takes longest."""
+    return make_stage(ConfigDict(json.loads(config)), name, "")
+
+
+@functools.cache
+def _state_shapes(config: str, name: str) -> State:
+    return abstract_state(_shared_stage(config, name), one_device())
+
+
+# One program for each phase of a stage, however often it is trained.
+loop.jit_train_step = functools.cache(loop.jit_train_step)
+
+
+@functools.cache
 def one_device() -> Mesh:
     """A mesh that does not depend on how many devices are simulated."""
     return make_mesh({"data": 1}, jax.devices()[:1])
@@ -149,7 +169,7 @@ def one_device() -> Mesh:
 
 def final_state(config: ConfigDict, name: str, workdir: epath.PathLike) -> State:
     """The newest checkpoint of a stage."""
-    shapes = abstract_state(make_stage(config, name, workdir), one_device())
+    shapes = _state_shapes(config.to_json(), name)
     checkpointer = Checkpointer(epath.Path(workdir) / name / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(shapes)
     checkpointer.close()

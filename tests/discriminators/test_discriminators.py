@@ -17,6 +17,10 @@ from vqjax.errors import InputError
 from vqjax.features import efficientnet_lite
 
 
+def build(config):
+    return build_discriminator("tokenizer.discriminator.model", config)
+
+
 def random_images(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape), jnp.float32)
 
@@ -136,7 +140,7 @@ def assert_trees_close(ours, theirs, **tolerance):
 
 @functools.cache
 def patchgan():
-    model = build_discriminator({"name": "patchgan", "width": 8})
+    model = build({"name": "patchgan", "width": 8})
     return model, random_variables(model, random_images(0, 1, 32, 32, 3))
 
 
@@ -160,7 +164,9 @@ def test_patchgan_equals_the_float64_oracle(train):
 
 
 def test_patchgan_starts_as_pix2pix_with_fresh_averages():
-    model = build_discriminator({"name": "patchgan", "num_layers": 1})
+    model = build_discriminator(
+        "tokenizer.discriminator.model", {"name": "patchgan", "num_layers": 1}
+    )
     init = jax.jit(functools.partial(model.init, train=True))
     variables = init(jax.random.key(0), random_images(0, 2, 8, 8, 3))
     kernel, scale = (variables["params"][f"{name}1"] for name in ("conv", "norm"))
@@ -182,7 +188,9 @@ def test_patchgan_refuses_images_without_a_single_patch():
 
 
 def test_sharded_batch_is_normalised_as_a_whole():
-    model = build_discriminator({"name": "patchgan", "num_layers": 1, "width": 4})
+    model = build_discriminator(
+        "tokenizer.discriminator.model", {"name": "patchgan", "num_layers": 1, "width": 4}
+    )
     # Images of very different contrast, so that statistics of a part would be far off.
     images = random_images(3, 8, 8, 8, 3) * jnp.linspace(0.01, 1, 8)[:, None, None, None]
     variables = random_variables(model, images)
@@ -277,7 +285,7 @@ def _weights_are_read_once():
         yield
 
 
-MODEL = build_discriminator({"name": "projected"})
+MODEL = build({"name": "projected"})
 
 
 @functools.cache
@@ -387,7 +395,7 @@ def test_frozen_parameters_are_the_published_ones_and_a_function_of_the_key():
 
 def test_shapes_of_frozen_parameters_are_those_of_init():
     for name in DISCRIMINATORS:
-        model = build_discriminator({"name": name})
+        model = build({"name": name})
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         variables = jax.eval_shape(
             lambda key, x, model=model: model.init(key, x, train=False), jax.random.key(0), images
@@ -427,6 +435,6 @@ def test_unknown_names_and_fields_are_refused():
     with pytest.raises(
         InputError, match=r"discriminator\.model\.name='patch'.*patchgan, projected"
     ):
-        build_discriminator({"name": "patch"})
+        build({"name": "patch"})
     with pytest.raises(InputError, match=r"model\.widht.*did you mean 'width'"):
-        build_discriminator({"name": "patchgan", "widht": 3})
+        build({"name": "patchgan", "widht": 3})

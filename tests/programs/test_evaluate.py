@@ -19,7 +19,7 @@ from vqjax.conditions import ClassCondition
 from vqjax.data import build_source
 from vqjax.evaluation import pair_metrics
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
-from vqjax.evaluation.protocol import digest, protocol_hash
+from vqjax.evaluation.protocol import digest, protocol_hash, source_digest
 from vqjax.evaluation.rows import Rows
 from vqjax.generation.run import Run
 from vqjax.parallel import make_mesh
@@ -107,6 +107,14 @@ def test_reconstruction(tmp_path):
     table = (tmp_path / "metrics.txt").read_text()
     assert f"{metrics['PSNR']:.6g}" in table and "images.split: validation" in table
     assert entry["protocol_sha256"] == protocol_hash(entry["protocol"])
+    # What is kept of each image depends on the tokenizer, the data and what measures, the numbers
+    # also on the metrics of the set.
+    names = "evaluation.references", "evaluation.pair_metrics", "tokenizers.efficient_vqgan"
+    names += "data.folder", "data.pipeline"
+    code = source_digest(*(f"vqjax.{name}" for name in names))
+    assert entry["protocol"]["code"] == code
+    code = source_digest("vqjax.evaluation.set_metrics")
+    assert entry["protocol"]["metrics"]["code"] == code
 
 
 def test_generation_and_its_samples_scored_as_a_file(tmp_path):

@@ -9,8 +9,8 @@ import tiny
 from PIL import Image
 
 from vqjax.generation.run import Run
-from vqjax.runs.weights import tokenizer_shapes
 from vqjax.runs.workdir import write_config
+from vqjax.tokenizers.base import tokenizer_shapes
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from vqjax.evaluation.rows import Columns, Rows
 from vqjax.losses.perceptual import LPIPS, MIN_SIZE
 from vqjax.losses.pixelwise import psnr
 from vqjax.pixels import to_float
-from vqjax.runs.weights import tokens_shape
 from vqjax.tokenizers import Tokenizer
+from vqjax.tokenizers.base import tokens_shape
 
 # Codes that are counted at a time.
 _CHUNK = 4096

@@ -22,13 +22,13 @@ from vqjax.features.classifiers import ImagenetClassifier
 from vqjax.generation import image_sampler
 from vqjax.generation.image_sampler import ImageSampler
 from vqjax.runs.build import Sampling
-from vqjax.runs.weights import tokens_shape
 from vqjax.samplers.rejection import (
     Rejection,
     candidate_groups,
     condition_groups,
     keep_best,
 )
+from vqjax.tokenizers.base import tokens_shape
 
 _Batch = TypeVar("_Batch")
 

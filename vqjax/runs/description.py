@@ -16,7 +16,8 @@ from vqjax.runs.build import (
     check_config,
 )
 from vqjax.runs.stages import all_stages, decoder_of, tokenizer_of
-from vqjax.runs.weights import prior_shapes, split_decoder, tokenizer_shapes, tokens_shape
+from vqjax.runs.weights import prior_shapes, split_decoder
+from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 
 
 def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str, Any]:

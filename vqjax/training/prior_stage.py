@@ -20,8 +20,9 @@ from vqjax.priors.base import init_prior
 from vqjax.random_keys import random_key
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
-from vqjax.runs.weights import load_tokenizer, load_weights, tokenizer_shapes, tokens_shape
+from vqjax.runs.weights import load_tokenizer, load_weights
 from vqjax.samplers import SAMPLERS
+from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
