@@ -171,7 +171,7 @@ def placed(shapes: PyTree, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
 
 
 def leaf_path(path: tuple) -> str:
-    """A leaf's key path as text: "generator/params/decoder/conv/kernel"."""
+    """A leaf's key path as text: "model/params/decoder/conv/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -72,7 +72,7 @@ def train_batches(
     seeded by an element's place in that order. So a batch depends on the seed and the step alone:
     starting anywhere costs nothing, and no state needs saving.
 
-    Close the generator to stop its threads and workers.
+    Close the iterator to stop its threads and workers.
 
     Args:
         source: the images.

@@ -154,7 +154,7 @@ class Checkpointer:
 
         Args:
             abstract_part: a tree (of dicts, say) whose leaves have the paths that they had in the
-                state: `{"generator": {"params": ...}}` for `state.generator.params`.
+                state: `{"model": {"params": ...}}` for `state.model.params`.
             which: as for `restore`.
         """
         return self._restore(abstract_part, which, partial=True)
