@@ -1,5 +1,6 @@
 """Eight simulated devices, shapes checked at run time, and a cache of compiled programs."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -24,3 +25,6 @@ CACHE = Path(tempfile.gettempdir()) / "vqjax-test-cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # Also what compiles in no time, as it adds up.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+# Tracing makes many objects that live: by default a tenth of the time goes to looking for garbage.
+gc.set_threshold(100_000, 50, 100)
