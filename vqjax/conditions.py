@@ -9,7 +9,7 @@ without its data.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,7 @@ from vqjax.registry import did_you_mean
 Ids = Int[np.ndarray, " c"]
 
 
+@runtime_checkable
 class LabelledSource(Protocol):
     """The part of a data source that a condition is made from."""
 
