@@ -34,13 +34,13 @@ from vqjax.errors import InputError
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
+from vqjax.priors.base import init_prior
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
-from vqjax.runs.build import build_models
-from vqjax.samplers.multigrained import BlockwiseSampling, sample
+from vqjax.runs.build import build_stage_tokenizer
+from vqjax.samplers.multigrained import MultiGrainedSampling, sample
 from vqjax.tokens import Tokens
-from vqjax.training.prior_stage import init_prior
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -92,7 +92,7 @@ def reconstruction(batch: int, layers: int) -> Iterator[Row]:
         for name in ("efficient", "vqgan"):
             config = ffhq_effvqgan.get_config(f"f={f},tokenizer={name}")
             config.tokenizer.model.dtype = "float32"
-            model, _ = build_models(config, num_classes=1)
+            model = build_stage_tokenizer(config, "tokenizer")
 
             def make(model: Any = model) -> tuple[Any, ...]:
                 images = jnp.zeros((batch, 256, 256, 3))
@@ -111,17 +111,15 @@ def sampling(batch: int, layers: int) -> Iterator[Row]:
     for block in (1, 2, 4, 8, 16):
         prior = MultiGrainedPrior(NUM_CODES, grid, block_size=block, num_layers=layers, dropout=0.0)
         steps = min(8, block**2)
-        spec = BlockwiseSampling(grid, block, prior.halo, prior.mask_id, steps)
+        settings = MultiGrainedSampling(steps)
 
         def make(prior: Any = prior) -> tuple[Any, ...]:
-            known = jnp.zeros((batch, math.prod(grid)), jnp.int32)
-            return init_prior(prior, jax.random.key(0)), known
+            condition = jnp.zeros((batch, 0), jnp.int32)
+            return init_prior(prior, math.prod(grid), 0, jax.random.key(0)), condition
 
-        def run(variables: Any, known: Any, prior: Any = prior, spec: Any = spec) -> Any:
-            nothing = jnp.zeros(known.shape, bool)
-            condition = known[:, :0]
+        def run(variables: Any, condition: Any, prior: Any = prior, own: Any = settings) -> Any:
             key = jax.random.key(0)
-            return sample(prior.apply, variables, key, condition, known, nothing, spec).codes
+            return sample(prior, variables, key, condition, None, own, grid).codes
 
         forwards = steps * (grid[0] // block) ** 2
         yield Row(f"W_s={block}, {forwards} forwards", run, make, batch)
@@ -145,14 +143,14 @@ def attention(batch: int, layers: int) -> Iterator[Row]:
                 tokens = Tokens.dense(codes)
                 rngs = {"mask": jax.random.key(0), "dropout": jax.random.key(1)}
                 condition = tokens.codes[:, :0]
-                nats, _ = prior.apply(
+                nats, _, _ = prior.apply(
                     params, tokens, condition, train=True, method="loss", rngs=rngs
                 )
                 return nats
 
             def make(prior: Any = prior, grid: Any = grid) -> tuple[Any, ...]:
                 codes = jnp.zeros((batch, *grid), jnp.int32)
-                return fresh(init_prior(prior, jax.random.key(0))), codes
+                return fresh(init_prior(prior, math.prod(grid), 0, jax.random.key(0))), codes
 
             blocks = prior.layout(grid).num_blocks
             if drawn == blocks:
@@ -223,6 +221,8 @@ def measure(row: Row) -> str:
 
 def main() -> None:
     """Prints the tables, line by line as they are measured."""
+    # What is compiled is timed and looked at, not read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     for what in WHAT.value:
         if what not in TABLES:
             raise InputError(f"--what has {what!r}: {did_you_mean(what, TABLES)}")

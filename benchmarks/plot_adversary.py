@@ -1,4 +1,4 @@
-"""What happens when the adversary starts: losses and adaptive weight of a run, as one picture.
+"""Losses and adaptive weight of a run around the start of its adversary, as one picture.
 
     python benchmarks/plot_adversary.py --workdir=runs/openmoji [--beside=runs/without] [--out=...]
 
@@ -6,11 +6,12 @@ Reads the `metrics.jsonl` of the tokenizer. `--beside` draws a second run in gre
 one without an adversary.
 """
 
-from pathlib import Path
+import io
 
 import matplotlib
 from absl import flags
 
+from vqjax.files import open_path, write_whole
 from vqjax.programs import command_line
 from vqjax.report.curves import read_metrics
 from vqjax.runs.workdir import read_config
@@ -35,15 +36,15 @@ PANELS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
         ("train/last_layer_gradient_reconstruction", "train/last_layer_gradient_adversarial"),
         True,
     ),
-    ("losses of both players", ("train/generator_loss", "train/discriminator_loss"), False),
+    ("losses of both networks", ("train/generator_loss", "train/discriminator_loss"), False),
 )
 
 
 def main() -> None:
     """Draws the panels."""
-    workdir = Path(WORKDIR.value or "")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
     curves = read_metrics(workdir / METRICS)
-    beside = read_metrics(Path(BESIDE.value) / METRICS) if BESIDE.value else {}
+    beside = read_metrics(open_path(BESIDE.value, "--beside") / METRICS) if BESIDE.value else {}
     starts = read_config(workdir).tokenizer.discriminator.start
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6), layout="constrained")
     for axis, (title, names, logarithmic) in zip(axes.flat, PANELS, strict=True):
@@ -58,8 +59,11 @@ def main() -> None:
         axis.axvline(starts, color="0.8", zorder=0)
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
-    out = Path(OUT.value or workdir / "tokenizer" / "adversary.png")
-    figure.savefig(out, dpi=90)
+    beside_metrics = (workdir / METRICS).with_name("adversary.png")
+    out = open_path(OUT.value, "--out") if OUT.value else beside_metrics
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90)
+    write_whole(out, picture.getvalue())
     print(out)
 
 

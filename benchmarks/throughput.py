@@ -10,7 +10,6 @@ apart, and never taken from a cache.
 
 import dataclasses
 import functools
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,23 +19,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 from measuring import MIB, program_memory, seconds_per_call
 from ml_collections import ConfigDict, config_flags
 
+from vqjax.conditions import NoCondition
 from vqjax.errors import InputError
-from vqjax.parallel import batch_sharding, make_mesh, process_rows
+from vqjax.parallel import batch_sharding, make_mesh, placed, process_rows
 from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
-from vqjax.runs.build import build_models, build_stage
-from vqjax.samplers.multigrained import sample
+from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.weights import prior_shapes
+from vqjax.samplers import SAMPLERS
 from vqjax.tokenizers import Tokenizer
+from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
-from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
-from vqjax.training.prior_stage import condition_of, prior_shapes, sampling_spec, tokenizer_shapes
+from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step
+from vqjax.training.stage_kinds import build_stage
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -84,11 +87,11 @@ def random_arrays(shapes: Any, integers_below: int = 1) -> Any:
 
 def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
     """A stage's training step, on bytes as they come from the data pipeline."""
-    stage = build_stage(config, name, Path(), num_classes=1)
+    stage = build_stage(config, name, epath.Path())
     state = abstract_state(stage, mesh)
     rest = (
         placed(stage.frozen_shapes(), mesh),
-        *batch_shapes(stage.config.batch_size, config.data.resolution, mesh),
+        batch_shapes(stage.config.batch_size, config.data.resolution, 0, mesh),
     )
 
     def arguments() -> tuple[Any, ...]:
@@ -96,7 +99,7 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
         return init(jax.random.key(0)), *random_arrays(rest)
 
     return Program(
-        compile_train_step(stage, mesh),
+        jit_train_step(stage, mesh),
         (state, *rest),
         arguments,
         stage.config.batch_size,
@@ -107,51 +110,51 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
 
 def encode(config: ConfigDict, mesh: Mesh) -> Program:
     """Bytes to tokens."""
-    tokenizer, _ = build_models(config, num_classes=1)
+    tokenizer = build_stage_tokenizer(config, "tokenizer")
 
     def function(variables: Any, images: UInt8[Array, "b H W 3"]) -> Any:
         return tokenizer.apply(variables, to_float(images), method="encode")
 
-    variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
-    images, _ = batch_shapes(config.tokenizer.batch_size, config.data.resolution, mesh)
+    side = config.data.resolution
+    variables = placed(tokenizer_shapes(tokenizer, side), mesh)
+    images = batch_shapes(config.tokenizer.batch_size, side, 0, mesh)["image"]
     return _forward(function, (variables, images), tokenizer)
 
 
 def decode(config: ConfigDict, mesh: Mesh) -> Program:
     """Tokens to pixels."""
-    tokenizer, prior = build_models(config, num_classes=1)
+    tokenizer = build_stage_tokenizer(config, "tokenizer")
 
-    def function(variables: Any, code_map: Int[Array, "b h w"]) -> Any:
-        return tokenizer.apply(variables, Tokens.dense(code_map), method="decode")
+    def function(variables: Any, tokens: Tokens) -> Any:
+        return tokenizer.apply(variables, tokens, method="decode")
 
-    variables = placed(tokenizer_shapes(tokenizer, config.data.resolution), mesh)
-    codes = _code_shapes((config.tokenizer.batch_size, *prior.grid), mesh)
-    return _forward(function, (variables, codes), tokenizer)
+    side = config.data.resolution
+    variables = placed(tokenizer_shapes(tokenizer, side), mesh)
+    shape = tokens_shape(tokenizer, side)
+    batch = (config.tokenizer.batch_size, shape.codes.shape[1])
+    share = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=batch_sharding(mesh))
+    tokens: Any = jax.tree.map(lambda _: share, shape)
+    return _forward(function, (variables, tokens), tokenizer)
 
 
 def sample_tokens(config: ConfigDict, mesh: Mesh) -> Program:
-    """Nothing to tokens, by the sampler of the prior."""
-    _, prior = build_models(config, num_classes=1)
-    spec = sampling_spec(prior, prior.grid, config.sampling)
+    """Nothing to tokens, by the sampler of the prior, without a condition."""
+    prior = build_stage_prior(config, "prior", NoCondition())
+    tokenizer = build_stage_tokenizer(config, "prior")
+    sampling = build_sampling(config, "prior", prior)
+    sampler = SAMPLERS[config.prior.model.name]
 
-    def function(variables: Any, known: Int[Array, "b n"], seed: Int[Array, ""]) -> Tokens:
-        return sample(
-            prior.apply,
-            variables,
-            jax.random.key(seed),
-            condition_of(prior, jnp.zeros(known.shape[:1], jnp.int32)),
-            known,
-            jnp.zeros(known.shape, bool),
-            spec,
-        )
+    def function(variables: Any, condition: Int[Array, "b 0"], seed: Int[Array, ""]) -> Tokens:
+        key = jax.random.key(seed)
+        return sampler.sample(prior, variables, key, condition, None, sampling.sampler, prior.grid)
 
-    known = _code_shapes((config.sampling.batch_size, math.prod(prior.grid)), mesh)
+    tokens = tokens_shape(tokenizer, config.data.resolution).codes.shape[1]
+    batch = sampling.drawing.batch_size, 0
+    condition = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=batch_sharding(mesh))
     seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-    return _forward(function, (placed(prior_shapes(prior), mesh), known, seed), prior)
-
-
-def _code_shapes(shape: tuple[int, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    return _forward(
+        function, (placed(prior_shapes(prior, tokens, 0), mesh), condition, seed), prior
+    )
 
 
 def _forward(
@@ -162,7 +165,7 @@ def _forward(
         jax.jit(function),
         shapes,
         lambda: random_arrays(shapes, model.num_codes),
-        shapes[1].shape[0],
+        jax.tree.leaves(shapes[1])[0].shape[0],
         model.dtype,
     )
 
@@ -192,8 +195,8 @@ def allocated_memory() -> float | None:
 
 
 def describe(config: ConfigDict, mesh: Mesh) -> str:
-    """What the table is of: devices, latent grid, and what a sampling and a prior step do."""
-    _, prior = build_models(config, num_classes=1)
+    """The head of the table: devices, latent grid, and the work of a sampling and a prior step."""
+    prior: Any = build_stage_prior(config, "prior", NoCondition())
     device, resolution = mesh.devices.flat[0], config.data.resolution
     blocks = prior.layout(prior.grid).num_blocks
     taken = prior.drawn_blocks(prior.grid)

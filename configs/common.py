@@ -1,4 +1,4 @@
-"""What all configs share: defaults, arguments, and the full-size system of paper 000."""
+"""Defaults and arguments of all configs, and the full-size system of paper 000."""
 
 from typing import Any
 
@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Run in this order in one workdir; finished ones are skipped.
     config.stages = ("tokenizer", "prior")
+    # Steps of a stage to trace for xprof or TensorBoard: "10:13" for steps 10, 11 and 12, to the
+    # folder "profile" of that stage. "" for none.
+    config.profile = ""
 
     config.data = defaults_of(DataSettings)
     config.data.source = ConfigDict({"name": "openmoji"})

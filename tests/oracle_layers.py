@@ -26,10 +26,11 @@ class OracleLayers:
         """A convolution of x (channels, height, width) and its BatchNorm, of these names."""
         name, norm = names
         height, width = size
-        fan_in = len(x) * height * width
+        # Of a variance of 2 by the fan-in.
+        bound = np.sqrt(6 / (len(x) * height * width))
         weight = self.weight(
             f"{name}.weight",
-            lambda: self.rng.normal(0, np.sqrt(2 / fan_in), (features, len(x), *size)),
+            lambda: self.rng.uniform(-bound, bound, (features, len(x), *size)),
         )
         if same:
             x = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))

@@ -8,13 +8,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
+from vqjax.conditions import ClassCondition, NoCondition
 from vqjax.errors import InputError
 from vqjax.parallel import make_mesh
-from vqjax.runs.build import build_stage, stage_names
+from vqjax.runs.build import check_config
+from vqjax.runs.stages import stages_to_train
 from vqjax.training import loop
+from vqjax.training.stage_kinds import build_stage as build_kind
 
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {
@@ -27,6 +31,13 @@ ARGUMENTS = {
 
 def load(name, arg=""):
     return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def build_stage(config, name, workdir, classes):
+    condition = ClassCondition(tuple(map(str, range(classes))))
+    if config.condition.name == "none":
+        condition = NoCondition()
+    return build_kind(config, name, epath.Path(workdir), condition)
 
 
 def parameters(stage):
@@ -46,7 +57,8 @@ def test_every_config_is_tested():
 def test_both_stages_build(name, arg, tmp_path):
     """And what a workdir stores of the config is the config."""
     config = load(name, arg)
-    for stage_name in stage_names(config):
+    check_config(config)
+    for stage_name in stages_to_train(config):
         assert parameters(build_stage(config, stage_name, tmp_path, 10)) > 0
     stored = ConfigDict(json.loads(config.to_json()))
     assert json.loads(stored.to_json()) == json.loads(config.to_json())
@@ -77,8 +89,8 @@ def test_full_size_train_steps_as_shapes(f, tmp_path):
     for name in ("tokenizer", "prior"):
         stage = build_stage(config, name, tmp_path, 1)
         state = loop.abstract_state(stage, mesh)
-        batch = loop.batch_shapes(config[name].batch_size, 256, mesh)
-        after, metrics = jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), *batch)
+        batch = loop.batch_shapes(config[name].batch_size, 256, 0, mesh)
+        after, metrics = jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
@@ -100,13 +112,15 @@ def test_full_size_train_step(f, name, tmp_path):
         lambda x: rng.normal(0, 0.05, x.shape).astype(x.dtype), stage.frozen_shapes()
     )
     images = rng.integers(0, 256, (1, 256, 256, 3), np.uint8)
-    before = jax.tree.leaves(state.generator.params)[0].copy()
-    step = loop.compile_train_step(stage, mesh)
+    before = jax.tree.leaves(state.model.params)[0].copy()
+    step = loop.jit_train_step(stage, mesh)
     for _ in range(2):
-        state, metrics = step(state, frozen, images, np.zeros(1, np.int32))
+        state, metrics = step(
+            state, frozen, {"image": images, "condition": np.zeros((1, 0), np.int32)}
+        )
         assert all(np.isfinite(x) for x in jax.tree.leaves(metrics)), metrics
     assert int(state.step) == 2
-    assert not np.array_equal(before, jax.tree.leaves(state.generator.params)[0])
+    assert not np.array_equal(before, jax.tree.leaves(state.model.params)[0])
 
 
 def test_wrong_arguments():

@@ -1,10 +1,13 @@
-"""Files are whole or not there; one process at a time."""
+"""Files are whole or not there; one process at a time; the cache folder."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from vqjax.files import locked, replacing, write_whole
+from vqjax.files import cache_folder, locked, replacing, write_whole
 
 
 def test_what_goes_wrong_leaves_what_was_there(tmp_path):
@@ -36,4 +39,46 @@ def test_a_lock_is_waited_for(tmp_path, caplog):
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
-    assert "waiting for it" in caplog.text
+    assert caplog.text.count("waiting for it") == 1
+
+
+def test_a_killed_holder_holds_up_nobody(tmp_path, caplog):
+    lock = tmp_path / ".lock"
+    program = f"""
+import pathlib, time
+from vqjax.files import locked
+with locked(pathlib.Path({str(lock)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        caplog.set_level("INFO")
+        entered = threading.Event()
+
+        def wait():
+            with locked(lock):
+                entered.set()
+
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        assert not entered.wait(0.2)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert entered.wait(10)
+    assert caplog.text.count("waiting for it") == 1
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("features") == tmp_path / "vqjax" / "features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder("features") == tmp_path / "home" / ".cache" / "vqjax" / "features"

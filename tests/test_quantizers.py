@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vqjax.errors import FieldError
 from vqjax.quantizers import (
-    RESTARTS,
     STATE,
     VectorQuantizer,
-    apply_restarts,
     codebook_loss,
     commitment_loss,
     count_codes,
@@ -25,7 +24,7 @@ from vqjax.quantizers import (
 )
 
 CODES, WIDTH, DECAY = 6, 3, 0.9
-MUTABLE = [STATE, RESTARTS]
+MUTABLE = [STATE]
 
 
 def vectors(*shape, seed=0, scale=1.0):
@@ -80,7 +79,7 @@ def test_nearest_code_equals_brute_force():
 def test_quantizer_returns_the_nearest_code_in_place():
     model, z = VectorQuantizer(CODES, WIDTH), vectors(2, 4, 5)
     codebook = vectors(CODES, seed=1)
-    z_q, codes, metrics = model.apply({"params": {"codebook": codebook}}, z)
+    z_q, codes, _, metrics = model.apply({"params": {"codebook": codebook}}, z)
     expected = nearest(z.reshape(-1, WIDTH), codebook)
     np.testing.assert_array_equal(codes.reshape(-1), expected)
     np.testing.assert_allclose(z_q.reshape(-1, WIDTH), codebook[expected], rtol=1e-5, atol=1e-6)
@@ -95,8 +94,8 @@ def test_quantizer_returns_the_nearest_code_in_place():
 def test_bfloat16_latents_are_quantized_in_float32():
     model, codebook = VectorQuantizer(CODES, WIDTH), 1000 + vectors(CODES, seed=1)
     z = (1000 + vectors(50)).astype(jnp.bfloat16)
-    z_q, codes, metrics = model.apply({"params": {"codebook": codebook}}, z)
-    assert z_q.dtype == jnp.bfloat16 and metrics["vq_loss"].dtype == jnp.float32
+    z_q, codes, loss, metrics = model.apply({"params": {"codebook": codebook}}, z)
+    assert z_q.dtype == jnp.bfloat16 and loss.dtype == jnp.float32
     np.testing.assert_array_equal(codes, nearest(z, codebook))
     exact = ((np.asarray(z, np.float64) - np.asarray(codebook, np.float64)[codes]) ** 2).mean()
     np.testing.assert_allclose(metrics["commitment_loss"], exact, rtol=1e-3)
@@ -105,7 +104,7 @@ def test_bfloat16_latents_are_quantized_in_float32():
 def test_layer_norm_mode_compares_standardized_vectors():
     model, z = VectorQuantizer(CODES, WIDTH, latent_norm="layer"), vectors(30)
     codebook = vectors(CODES, seed=1)
-    z_q, codes, _ = model.apply({"params": {"codebook": codebook}}, 7.0 * z + 3.0)
+    z_q, codes, _, _ = model.apply({"params": {"codebook": codebook}}, 7.0 * z + 3.0)
     x = np.asarray(z, np.float64)
     standard = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     np.testing.assert_array_equal(codes, nearest(standard, codebook))
@@ -120,7 +119,7 @@ def test_l2_mode_has_unit_codes_chosen_by_angle(update):
     variables = {"params": {"codebook": codebook}}
     if update == "ema":
         variables = moving_average(codebook, np.full(CODES, 2.0))
-    z_q, codes, _ = model.apply(variables, z)
+    z_q, codes, _, _ = model.apply(variables, z)
     np.testing.assert_allclose(np.linalg.norm(codes_of(model, variables), axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(z_q, axis=-1), 1, rtol=1e-5)
     unit = np.asarray(codebook) / np.linalg.norm(codebook, axis=-1, keepdims=True)
@@ -173,7 +172,7 @@ class Autoencoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return self.quantizer(nn.Dense(WIDTH, use_bias=False, name="encoder")(x))[2]["vq_loss"]
+        return self.quantizer(nn.Dense(WIDTH, use_bias=False, name="encoder")(x))[2]
 
 
 @pytest.mark.parametrize("beta", [0.25, 2.0])
@@ -200,7 +199,7 @@ def test_moving_averages_leave_the_encoder_the_commitment_loss_alone():
     variables, z = moving_average(vectors(CODES, seed=1), np.ones(CODES)), vectors(10)
     assert "params" not in jax.eval_shape(model.init, jax.random.key(0), z)
     error = z - model.apply(variables, z)[0]
-    gradient = jax.grad(lambda z: model.apply(variables, z)[2]["vq_loss"])(z)
+    gradient = jax.grad(lambda z: model.apply(variables, z)[2])(z)
     np.testing.assert_allclose(gradient, 0.5 * 2 * error / z.size, rtol=1e-3, atol=1e-6)
 
 
@@ -215,7 +214,7 @@ def test_moving_averages_equal_the_oracle():
     total = codebook * count[:, None]
     for step in range(5):
         z = vectors(3, 4, seed=step)
-        (z_q, codes, _), variables = train_step(model)(variables, z, step)
+        (z_q, codes, _, _), variables = train_step(model)(variables, z, step)
         flat, before = np.asarray(z, np.float64).reshape(-1, WIDTH), total / count[:, None]
         expected = nearest(flat, before)
         # A step looks up the codes that it found, and learns afterwards.
@@ -243,7 +242,7 @@ def test_the_codebook_starts_at_vectors_of_the_first_batch():
     z = vectors(40)
     variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), z)
     assert not variables[STATE]["started"]
-    (z_q, _, _), variables = train_step(model)(variables, z, 0)
+    (z_q, *_), variables = train_step(model)(variables, z, 0)
     assert rows_in(codes_of(model, variables), z).all()
     assert (
         np.isclose(np.asarray(z_q)[:, None], codes_of(model, variables), atol=1e-6)
@@ -257,7 +256,8 @@ def test_the_codebook_starts_at_vectors_of_the_first_batch():
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_evaluation_changes_no_state_and_draws_nothing(update):
-    model = VectorQuantizer(CODES, WIDTH, update, restart_below=0.5)
+    restarts = {"restart_below": 0.5} if update == "ema" else {}
+    model = VectorQuantizer(CODES, WIDTH, update, **restarts)
     z = vectors(10)
     variables = jax.jit(model.init)(jax.random.key(0), z)
     _, after = jax.jit(lambda v: model.apply(v, z, mutable=MUTABLE))(variables)
@@ -302,33 +302,9 @@ def test_a_restarted_code_that_finds_use_lives(restart_below):
         np.testing.assert_allclose(codes_of(model, variables)[4], restarted, rtol=1e-4)
 
 
-def test_dead_codes_of_a_gradient_codebook_restart_at_vectors_of_the_batch():
-    codebook, z = clusters_with_dead_codes()
-    model = VectorQuantizer(CODES, WIDTH, decay=DECAY, restart_below=0.5)
-    variables = jax.jit(model.init)(jax.random.key(0), z)
-    state = {"code_count": jnp.array([5, 5, 5, 5, 0.1, 0.1])}
-    variables = {**variables, "params": {"codebook": codebook}, STATE: state}
-    _, after = train_step(model)(variables, z, 0)
-    np.testing.assert_array_equal(after[RESTARTS]["dead"], [0, 0, 0, 0, 1, 1])
-    expected = DECAY * np.full(4, 5.0) + (1 - DECAY) * 8
-    np.testing.assert_allclose(after[STATE]["code_count"][:4], expected, rtol=1e-5)
-
-    # A second microbatch of the same step adds its dead codes and keeps those of the first.
-    first = after[RESTARTS]["successors"][4:]
-    carried = {"params": {"codebook": codebook}, **after}
-    _, after = train_step(model)(carried, z[:1] + 1000.0, 1)
-    np.testing.assert_array_equal(after[RESTARTS]["dead"], [0, 0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(after[RESTARTS]["successors"][4:], first)
-
-    other = {"kernel": vectors(2)}
-    params = {"encoder": other, "a": {"quantizer": {"codebook": codebook, "scale": other}}}
-    new = apply_restarts(params, {"a": {"quantizer": after[RESTARTS]}})
-    codes = new["a"]["quantizer"].pop("codebook")
-    assert new == {"encoder": other, "a": {"quantizer": {"scale": other}}}
-    assert rows_in(codes[4:], z).all() and np.any(codes[4] != codes[5])
-    np.testing.assert_array_equal(codes[:4], codebook[:4])
-    # What went in is as it was.
-    np.testing.assert_array_equal(params["a"]["quantizer"]["codebook"], codebook)
+def test_only_moving_averages_restart():
+    with pytest.raises(FieldError, match=r"restart_below=0.5: 0 where learning is not 'ema'"):
+        VectorQuantizer(CODES, WIDTH, restart_below=0.5)
 
 
 # Statistics.
@@ -345,10 +321,18 @@ def test_usage_and_perplexity_in_closed_form():
     assert usage(jnp.zeros(4)) == 0
 
 
-@pytest.mark.parametrize("update", ["gradient", "ema"])
-def test_statistics_of_a_batch_split_over_devices_are_those_of_the_whole(update):
+@pytest.mark.parametrize("shape", [(5,), (5, 6), (5, 2, 3)])
+def test_only_the_codes_of_valid_rows_are_counted(shape):
+    codes = np.random.default_rng(0).integers(0, 4, shape)
+    valid = np.array([True, False, True, False, True])
+    counted = jax.jit(count_codes, static_argnums=1)(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid].ravel(), minlength=4))
+    np.testing.assert_array_equal(count_codes(codes, 4, ~valid & valid), np.zeros(4))
+
+
+def test_statistics_of_a_batch_split_over_devices_are_those_of_the_whole():
     assert jax.device_count() == 8
-    model = VectorQuantizer(64, WIDTH, update, decay=DECAY, restart_below=0.95)
+    model = VectorQuantizer(64, WIDTH, "ema", decay=DECAY, restart_below=0.95)
     z = vectors(16, 2, 2)
     variables = jax.jit(model.init)(jax.random.key(0), z)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -357,5 +341,5 @@ def test_statistics_of_a_batch_split_over_devices_are_those_of_the_whole(update)
     one, many = train_step(model)(variables, z, 5), train_step(model)(copied, split, 5)
     assert not many[0][1].sharding.is_fully_replicated
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
-    changed = one[1][RESTARTS]["dead"] if update == "gradient" else one[1][STATE]["code_count"] == 1
+    changed = one[1][STATE]["code_count"] == 1
     assert 0 < np.sum(changed) < 64

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
-from vqjax.registry import build, check_fields, did_you_mean
+from vqjax.registry import build, check_names, did_you_mean, from_fields
 from vqjax.tokenizers import TOKENIZERS, build_tokenizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
 
@@ -80,7 +80,15 @@ def test_an_unknown_choice_lists_the_valid_ones():
 def test_what_linen_adds_to_a_module_is_no_field():
     for key in ("name", "parent"):
         with pytest.raises(InputError, match=f"config.q.{key}: .*valid: beta, code_dim"):
-            check_fields("q", VectorQuantizer, {key: "x"})
+            check_names("q", VectorQuantizer, {key: "x"})
+
+
+def test_a_name_is_a_field_like_any_other_of_what_is_no_module():
+    @dataclasses.dataclass
+    class Named:
+        name: str = "a"
+
+    assert from_fields("n", Named, {"name": "b"}) == Named("b")
 
 
 def test_did_you_mean_sorts_the_names():
@@ -95,8 +103,8 @@ def test_tokenizer_of_a_config():
         "quantizer": {"num_codes": 16, "learning": "ema"},
     }
     expected = EfficientVQGAN(VectorQuantizer(16, learning="ema"), widths=(32, 64), depths=(1, 2))
-    assert build_tokenizer(config) == expected
-    assert build_tokenizer(ConfigDict(config)) == expected
+    assert build_tokenizer("tokenizer.model", config) == expected
+    assert build_tokenizer("tokenizer.model", ConfigDict(config)) == expected
     assert config["quantizer"] == {"num_codes": 16, "learning": "ema"}
 
 
@@ -112,8 +120,13 @@ def test_tokenizer_of_a_config():
         ({"quantizer": {"codes": 4}}, r"config.tokenizer.model.quantizer.codes: .*num_codes"),
         ({"quantizer": {"learning": "EMA"}}, r"quantizer.learning='EMA': .*ema, gradient"),
         ({"quantizer": {"latent_norm": "layernorm"}}, r"quantizer.latent_norm.*layer, none"),
+        (
+            {"quantizer": {"restart_below": 0.1}},
+            r"config.tokenizer.model.quantizer.restart_below=0.1: 0 where learning is not 'ema'",
+        ),
+        ({"window": 0}, r"config.tokenizer.model.window=0: a side of at least 1 is needed"),
     ],
 )
 def test_a_wrong_tokenizer_is_named(change, message):
     with pytest.raises(InputError, match=message):
-        build_tokenizer({"name": "efficient_vqgan", **change})
+        build_tokenizer("tokenizer.model", {"name": "efficient_vqgan", **change})

@@ -34,23 +34,24 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 COMPILE = """
-import json, pathlib, sys, time
+import json, sys, time
 from jax.experimental import topologies
 from configs import ffhq_effvqgan
-from vqjax.runs.build import build_stage
-from vqjax.training.loop import abstract_state, batch_shapes, compile_train_step, placed
-from vqjax.parallel import make_mesh
+from etils import epath
+from vqjax.parallel import make_mesh, placed
+from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step
+from vqjax.training.stage_kinds import build_stage
 
 arg, name = sys.argv[1:]
 slice_ = topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu")
 config = ffhq_effvqgan.get_config(arg)
 mesh = make_mesh(config.mesh, slice_.devices)
-stage = build_stage(config, name, pathlib.Path(), 1)
+stage = build_stage(config, name, epath.Path())
 began = time.monotonic()
-compiled = compile_train_step(stage, mesh).lower(
+compiled = jit_train_step(stage, mesh).lower(
     abstract_state(stage, mesh),
     placed(stage.frozen_shapes(), mesh),
-    *batch_shapes(stage.config.batch_size, config.data.resolution, mesh),
+    batch_shapes(stage.config.batch_size, config.data.resolution, 0, mesh),
 ).compile()
 plan = compiled.memory_analysis()
 print(json.dumps({

@@ -3,27 +3,32 @@
 import atexit
 import dataclasses
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
+from vqjax.conditions import ClassCondition
 from vqjax.data import build_source
 from vqjax.parallel import make_mesh
-from vqjax.runs.build import build_stage
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import write_class_names, write_config
-from vqjax.training.loop import abstract_state, train_stage
+from vqjax.runs.workdir import write_condition, write_config
+from vqjax.training import loop
+from vqjax.training.loop import TrainingData, abstract_state, train_stage
 from vqjax.training.stage import Stage
+from vqjax.training.stage_kinds import build_stage
 from vqjax.training.state import State
 
 CLASSES = ("checks", "discs", "stripes")
+CONDITION = ClassCondition(CLASSES)
 TRAIN_IMAGES, VALIDATION_IMAGES = 24, 7
 
 
@@ -60,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.data.resolution = 16
+    config.condition.name = "class"
     config.data.workers = 0
 
     config.tokenizer.model = ConfigDict(
@@ -89,7 +95,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.prior.model = ConfigDict(
         {
             "name": "multigrained",
-            "conditional": True,
             "dim": 32,
             "num_layers": 2,
             "num_heads": 4,
@@ -116,29 +121,56 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def make_stage(config: ConfigDict, name: str, workdir: Path) -> Stage:
+def as_batch(images, labels):
+    """A batch as train.py delivers it, of images and their classes."""
+    return {"image": images, "condition": labels[:, None]}
+
+
+def make_stage(config: ConfigDict, name: str, workdir: epath.PathLike) -> Stage:
     """A stage as train.py makes it."""
-    return build_stage(config, name, workdir, len(CLASSES))
+    return build_stage(config, name, epath.Path(workdir), CONDITION)
 
 
-def train(config: ConfigDict, name: str, workdir: Path, stage: Stage | None = None) -> None:
+def train(
+    config: ConfigDict, name: str, workdir: epath.PathLike, stage: Stage | None = None
+) -> None:
     """Trains one stage as train.py does, on one device."""
+    workdir = epath.Path(workdir)
     write_config(config, workdir)
-    write_class_names(workdir, CLASSES)
+    write_condition(workdir, CONDITION)
     sources = (build_source(config.data.source, split, 16) for split in ("train", "validation"))
-    stage = stage or make_stage(config, name, workdir)
-    train_stage(stage, config.data, one_device(), workdir / name, *sources)
+    if stage is None:
+        stage = _shared_stage(config.to_json(), name)
+        stage.workdir = workdir
+    data = TrainingData(config.data, *sources, CONDITION)
+    train_stage(stage, data, one_device(), workdir / name)
 
 
+@functools.cache
+def _shared_stage(config: str, name: str) -> Stage:
+    """The stage of a config, shared by all trainings with it: tracing it takes longest."""
+    return make_stage(ConfigDict(json.loads(config)), name, "")
+
+
+@functools.cache
+def _state_shapes(config: str, name: str) -> State:
+    return abstract_state(_shared_stage(config, name), one_device())
+
+
+# One program for each phase of a stage, however often it is trained.
+loop.jit_train_step = functools.cache(loop.jit_train_step)
+
+
+@functools.cache
 def one_device() -> Mesh:
     """A mesh that does not depend on how many devices are simulated."""
     return make_mesh({"data": 1}, jax.devices()[:1])
 
 
-def final_state(config: ConfigDict, name: str, workdir: Path) -> State:
+def final_state(config: ConfigDict, name: str, workdir: epath.PathLike) -> State:
     """The newest checkpoint of a stage."""
-    shapes = abstract_state(make_stage(config, name, workdir), one_device())
-    checkpointer = Checkpointer(workdir / name / "checkpoints", read_only=True)
+    shapes = _state_shapes(config.to_json(), name)
+    checkpointer = Checkpointer(epath.Path(workdir) / name / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(shapes)
     checkpointer.close()
     return state

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqjax.evaluation.networks import FeatureNetwork
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.protocol import digest
 from vqjax.features.classifiers import ImagenetClassifier
 

@@ -1,5 +1,6 @@
 """A tiny multi-grained prior with partial blocks, its loss watched, and its sampling schedule."""
 
+import dataclasses
 import functools
 import math
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqjax.priors.base import init_prior
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.samplers.multigrained import BlockwiseSampling
+from vqjax.samplers.multigrained import MultiGrainedSampling
 from vqjax.tokens import Tokens
 
 # 2 x 3 blocks, those at the lower and right border partial.
@@ -63,10 +65,10 @@ def make(**fields):
 
 
 def shapes_of(prior):
-    tokens = Tokens.dense(jnp.zeros((1, *prior.grid), jnp.int32))
-    condition = jnp.zeros((1, 1 if prior.num_classes else 0), jnp.int32)
-    keys = {"params": jax.random.key(0), "mask": jax.random.key(0)}
-    return jax.eval_shape(lambda: prior.init(keys, tokens, condition, False, method="loss"))
+    length = 1 if prior.num_ids else 0
+    return jax.eval_shape(
+        lambda: init_prior(prior, math.prod(prior.grid), length, jax.random.key(0))
+    )
 
 
 def random_codes(seed=0):
@@ -87,7 +89,7 @@ def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_rati
         return out
 
     with nn.intercept_methods(record):
-        loss, metrics = prior.apply(
+        loss, number, metrics = prior.apply(
             variables,
             Tokens.dense(codes),
             condition,
@@ -98,7 +100,7 @@ def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_rati
             method="loss",
             rngs={"mask": key},
         )
-    return loss, metrics, calls
+    return loss, {**metrics, "predicted_tokens": number}, calls
 
 
 def spied_loss(
@@ -152,9 +154,23 @@ def forward_inputs(prior, seed=0):
     return [window, np.arange(len(BLOCKS), dtype=np.int32), block_tokens, condition]
 
 
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A sampling: the prior's geometry, and the settings."""
+
+    settings: MultiGrainedSampling
+    grid: tuple = GRID
+    block_size: int = 3
+    halo: int = 1
+    mask_id: int = CODES
+
+    def __getattr__(self, name):
+        return getattr(self.settings, name)
+
+
 def spec_of(**fields):
-    defaults = {"grid": GRID, "block_size": 3, "halo": 1, "mask_id": CODES}
-    return BlockwiseSampling(**{**defaults, **fields})
+    geometry = {name: fields.pop(name) for name in [*fields] if name in Spec.__annotations__}
+    return Spec(MultiGrainedSampling(**fields), **geometry)
 
 
 def schedule(unknown, steps):

@@ -1,34 +1,34 @@
 """The block-by-block sampler, called with numpy, and a model that watches what it does."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tiny_prior import CODES, NULL
 
+from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers import multigrained
+from vqjax.tokens import Tokens
 
 BATCH = 3
 
 
-def sample(apply, variables, known, known_mask, spec, seed=0, condition=None):
+def known_tokens(known, known_mask, grid):
+    """The codes that a mask shows, as tokens."""
+    cells = np.broadcast_to(np.arange(known.shape[1], dtype=np.int32), known.shape)
+    positions = np.where(known_mask, cells, known.shape[1])
+    return Tokens(jnp.asarray(known), jnp.asarray(positions), grid)
+
+
+def sample(prior, variables, known, known_mask, spec, seed=0, condition=None):
     """`multigrained.sample` with numpy in and out: the code map."""
+    condition = jnp.zeros((len(known), 0), jnp.int32) if condition is None else condition
+    given = known_tokens(known, known_mask, spec.grid)
+    key = jax.random.key(seed)
     return np.asarray(
-        _sample(
-            apply,
-            variables,
-            jax.random.key(seed),
-            jnp.zeros((len(known), 0), jnp.int32) if condition is None else condition,
-            jnp.asarray(known),
-            jnp.asarray(known_mask),
-            spec,
-        ).codes
+        multigrained.sample(prior, variables, key, condition, given, spec.settings, spec.grid).codes
     )
-
-
-_sample = jax.jit(
-    lambda apply, variables, *arguments: multigrained.sample(apply, variables, *arguments),
-    static_argnums=(0, 6),
-)
 
 
 def blocks_of(spec):
@@ -75,6 +75,8 @@ def nothing_known(spec, batch=BATCH):
 class Watched:
     """A prior whose global tokens are the codes themselves, and which records every call."""
 
+    block_size, halo, mask_id = 3, 1, CODES
+
     def __init__(self, logits_of):
         """`logits_of(window_codes, query, condition)` are its logits."""
         self.logits_of = logits_of
@@ -84,22 +86,37 @@ class Watched:
     def apply(self, variables, *inputs, method=None):
         if method == "block_tokens":
             return inputs[0].astype(jnp.float32)
-        if method == "null_condition":
-            return jnp.full_like(inputs[0], NULL)
         window, query, block_tokens, condition, _ = inputs
         jax.debug.callback(self._note, window, query, block_tokens, condition, ordered=True)
         return self.logits_of(window, query, condition)
+
+    @property
+    def __class__(self):
+        # The types of the sampler are checked.
+        return MultiGrainedPrior
+
+    def null_condition(self, condition):
+        return jnp.full_like(condition, NULL)
 
     def _note(self, *call):
         *call, condition = (np.asarray(x) for x in call)
         self.calls.append(call)
         self.conditions.append(condition)
 
-    def sample(self, *arguments, **options):
+    def sample(self, known, known_mask, spec, **options):
         """The codes, and the calls (window, query, block tokens) in their order."""
         self.calls.clear()
         self.conditions.clear()
-        codes = sample(self.apply, {}, *arguments, **options)
+        # Another prior, so another program.
+        watched = copy.copy(self)
+        watched.block_size, watched.halo, watched.mask_id = spec.block_size, spec.halo, spec.mask_id
+        unchanged = (self.block_size, self.halo, self.mask_id) == (
+            watched.block_size,
+            watched.halo,
+            watched.mask_id,
+        )
+        prior = self if unchanged else watched
+        codes = sample(prior, {}, known, known_mask, spec, **options)
         jax.effects_barrier()
         return codes, list(self.calls)
 

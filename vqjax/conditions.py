@@ -97,7 +97,7 @@ class NoCondition(Condition):
         Raises:
             InputError: always.
         """
-        raise InputError(f"{text!r}: this run is unconditional, so it takes no class")
+        raise InputError(f"{text}: this run is unconditional; leave the class out")
 
     def describe(self, ids: Ids) -> str:
         """Nothing."""
@@ -147,9 +147,7 @@ class ClassCondition(Condition):
         if text.isdigit() and int(text) < self.num_ids:
             return np.array([int(text)], np.int32)
         listed = ", ".join(self.classes[:20]) + (", ..." if self.num_ids > 20 else "")
-        raise InputError(
-            f"{text!r}: give a number from 0 to {self.num_ids - 1}, or one of: {listed}"
-        )
+        raise InputError(f"{text}: give a number from 0 to {self.num_ids - 1}, or one of: {listed}")
 
     def describe(self, ids: Ids) -> str:
         """Name of the class."""

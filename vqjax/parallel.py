@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, the shardings of state and batch, and several hosts."""
+"""The mesh, the shardings of state and batch on it, and several hosts."""
 
 import math
 import os
@@ -176,7 +176,7 @@ def leaf_path(path: tuple) -> str:
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "rows"]:
-    """Which rows of a global batch this process has to supply to `global_batch`, ascending.
+    """Rows of a global batch that this process supplies to `global_batch`, ascending.
 
     Processes that share a row (their devices differ only along "tensor") each supply it.
 
@@ -248,7 +248,7 @@ def _num_shards(mesh: Mesh) -> int:
 
 
 def _local_shards(mesh: Mesh) -> Int[np.ndarray, "local"]:
-    """Which of the batch's shards this process's devices hold."""
+    """The shards of the batch that this process's devices hold."""
     local = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
     return np.flatnonzero(local.any(axis=AXES.index("tensor")))
 

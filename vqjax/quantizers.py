@@ -8,6 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -51,20 +52,23 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def count_codes(
-    codes: Int[Array, "*n"], num_codes: int, valid: Bool[Array, "b"] | None = None
+    codes: Int[Array | np.ndarray, "*n"],
+    num_codes: int,
+    valid: Bool[Array | np.ndarray, "b"] | None = None,
 ) -> Float[Array, "k"]:
-    """How often each code occurs.
+    """Counts of each code.
 
     Args:
-        codes: of any number of images.
-        num_codes: size of the codebook.
-        valid: which rows of `codes` count; None for all.
+        codes: of any shape, [0, num_codes).
+        num_codes: K, size of the codebook.
+        valid: which rows along the leading axis count [all].
     """
+    codes = jnp.asarray(codes)
     if valid is not None:
-        there = valid.reshape(-1, *(1,) * (codes.ndim - 1))
-        # One bin more, for those that do not count.
-        codes = jnp.where(there, codes, num_codes)
-    return jnp.bincount(codes.reshape(-1), length=num_codes + 1)[:-1].astype(jnp.float32)
+        # Beyond the codebook, where nothing is counted.
+        rows = jnp.reshape(valid, (-1, *(1,) * (codes.ndim - 1)))
+        codes = jnp.where(rows, codes, num_codes)
+    return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
 
 
 def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:

@@ -27,13 +27,13 @@ class Range:
         below: `upper` itself is left out.
     """
 
-    lower: float | None = None
-    upper: float | None = None
+    lower: int | float | None = None
+    upper: int | float | None = None
     above: bool = False
     below: bool = False
 
-    def __contains__(self, value: float) -> bool:
-        """Whether a number is in the range."""
+    def __contains__(self, value: int | float) -> bool:
+        """True if a number is in the range."""
         low = self.lower is None or value > self.lower or (value == self.lower and not self.above)
         high = self.upper is None or value < self.upper or (value == self.upper and not self.below)
         return math.isfinite(value) and low and high
@@ -42,6 +42,8 @@ class Range:
         """The range in words."""
         if self.lower is None and self.upper is None:
             return "a finite number"
+        if self.upper is None and self.lower == 0:
+            return "above 0" if self.above else "0 or more"
         if self.upper is None:
             return f"above {self.lower:g}" if self.above else f"at least {self.lower:g}"
         if self.lower is None:

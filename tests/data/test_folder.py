@@ -46,7 +46,7 @@ def test_example_holds_native_pixels_name_and_class(flat):
     example = folder[3]
     assert example["image"].shape == (4, 6, 3)
     assert example["image"][0, 0, 0] == 3
-    assert (example["name"], example["label"], example["caption"]) == ("003.png", 0, "")
+    assert (example["name"], example["label"], example["captions"]) == ("003.png", 0, ())
     assert folder.class_names == (".",)
 
 
@@ -96,16 +96,16 @@ def test_only_images_count_and_hidden_files_do_not(flat):
 
 
 @pytest.mark.parametrize("kind", ["tsv", "jsonl"])
-def test_captions(flat, kind):
-    entries = [("003.png", "a red dot"), ("003.png", "another"), ("004.png", "tab\tinside")]
+def test_all_captions_of_a_name_are_kept_in_their_order(flat, kind):
+    entries = [("003.png", "a red dot"), ("004.png", "tab\tinside"), ("003.png", "another")]
     lines = {
         "tsv": [f"{name}\t{caption}" for name, caption in entries],
         "jsonl": [json.dumps({"name": name, "caption": caption}) for name, caption in entries],
     }
     (flat / f"captions.{kind}").write_text("\n".join(lines[kind]))
     folder = source(flat, train_range=":", validation_range=":", captions=f"captions.{kind}")
-    captions = [folder[index]["caption"] for index in range(6)]
-    assert captions == ["", "", "", "a red dot", "tab\tinside", ""]
+    captions = [folder[index]["captions"] for index in range(6)]
+    assert captions == [(), (), (), ("a red dot", "another"), ("tab\tinside",), ()]
 
 
 def test_broken_file_is_named(flat):

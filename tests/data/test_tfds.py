@@ -4,6 +4,7 @@ import io
 import pickle
 import subprocess
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -49,6 +50,43 @@ class TinyPhotos(tensorflow_datasets.core.GeneratorBasedBuilder):
             yield number, {"image": png, "label": number % 2, "captions": texts}
 
 
+class Captioned(TinyPhotos):
+    """One image, with texts as a data set other than COCO may hold them."""
+
+    texts: typing.ClassVar = {}
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        text, image = features.Text(), features.Image(shape=(None, None, 3))
+        texts = {
+            name: text if isinstance(value, str) else features.Sequence(text)
+            for name, value in self.texts.items()
+        }
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self, features=features.FeaturesDict({"image": image, **texts})
+        )
+
+    def _examples(self, count):
+        for number, example in super()._examples(1):
+            yield number, {"image": example["image"], **self.texts}
+
+
+class Titled(Captioned):
+    """A single caption."""
+
+    texts: typing.ClassVar = {"caption": "a title"}
+
+
+class Described(Captioned):
+    """A list of captions."""
+
+    texts: typing.ClassVar = {"captions": ["one", "two", "drei Äpfel"]}
+
+
+class Untold(Captioned):
+    """No captions."""
+
+
 class NoPhotos(TinyPhotos):
     """Labels without images."""
 
@@ -65,7 +103,7 @@ class NoPhotos(TinyPhotos):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    for builder in (TinyPhotos, NoPhotos):
+    for builder in (TinyPhotos, NoPhotos, Titled, Described, Untold):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -87,9 +125,18 @@ def test_examples_of_both_splits(data_dir):
             number = int(example["image"][0, 0, 0]) // 10
             assert example["image"].shape == (20, 24, 3)
             assert example["label"] == number % 2
-            assert example["caption"] == f"number {number}"
+            assert example["captions"] == (f"number {number}", "another")
             numbers.add(number)
         assert numbers == set(range(count))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "captions"),
+    [("titled", ("a title",)), ("described", ("one", "two", "drei Äpfel")), ("untold", ())],
+)
+def test_captions_of_every_form_are_kept(data_dir, dataset, captions):
+    example = source(data_dir, dataset=dataset)[0]
+    assert (example["captions"], example["label"]) == (captions, 0)
 
 
 def test_slice_of_a_split_and_pickling(data_dir):

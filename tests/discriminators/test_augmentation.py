@@ -16,9 +16,13 @@ HEIGHT, WIDTH = 16, 24
 IMAGES = np.random.default_rng(0).uniform(0.1, 1, (256, HEIGHT, WIDTH, 3)).astype(np.float32)
 
 
+augment = jax.jit(diff_augment, static_argnums=2)
+POLICY = ("color", "translation", "cutout")
+
+
 @functools.cache
 def augmented(*policy):
-    return np.asarray(jax.jit(diff_augment, static_argnums=2)(jax.random.key(0), IMAGES, policy))
+    return np.asarray(augment(jax.random.key(0), IMAGES, policy))
 
 
 def test_color_is_an_affine_map_of_luminance_and_one_of_chroma_for_each_image():
@@ -76,12 +80,11 @@ def test_cutout_blanks_one_rectangle_of_a_fifth_of_each_side_anywhere():
 
 
 def test_draws_differ_between_images_and_keys_and_not_between_calls():
-    policy = ("color", "translation", "cutout")
-    images = jnp.broadcast_to(IMAGES[0], (4, HEIGHT, WIDTH, 3))
-    first = diff_augment(jax.random.key(1), images, policy)
-    assert len({image.tobytes() for image in np.asarray(first)}) == 4
-    np.testing.assert_array_equal(first, diff_augment(jax.random.key(1), images, policy))
-    assert not np.array_equal(first, diff_augment(jax.random.key(2), images, policy))
+    images = jnp.broadcast_to(IMAGES[0], (8, HEIGHT, WIDTH, 3))
+    first = augment(jax.random.key(1), images, POLICY)
+    assert len({image.tobytes() for image in np.asarray(first)}) == 8
+    np.testing.assert_array_equal(first, augment(jax.random.key(1), images, POLICY))
+    assert not np.array_equal(first, augment(jax.random.key(2), images, POLICY))
     np.testing.assert_array_equal(diff_augment(jax.random.key(1), images, ()), images)
 
 
@@ -97,11 +100,12 @@ def test_gradient_reaches_what_is_seen_and_nothing_else():
 
 
 def test_a_sharded_batch_gives_the_same_images():
-    policy = ("color", "translation", "cutout")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
-    result = jax.jit(diff_augment, static_argnums=2)(jax.random.key(0), sharded, policy)
-    np.testing.assert_allclose(result, augmented(*policy), atol=1e-5)
+    sharded = jax.device_put(IMAGES[:8], NamedSharding(mesh, PartitionSpec("data")))
+    whole = augment(jax.random.key(0), jnp.asarray(IMAGES[:8]), POLICY)
+    result = augment(jax.random.key(0), sharded, POLICY)
+    assert len(result.sharding.device_set) == 8
+    np.testing.assert_allclose(result, whole, atol=1e-5)
 
 
 def test_unknown_augmentation_is_refused_with_the_valid_ones():

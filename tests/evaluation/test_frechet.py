@@ -258,17 +258,17 @@ def test_standard_error_is_the_spread_over_fresh_sets(model, n, shift, most):
 def test_interval_holds_the_mean_over_fresh_sets_unlike_percentiles(model):
     reference, draw, _ = model
     n = 40
-    mean = np.mean([reference.samples(draw(n, 100 + i)) for i in range(200)])
+    mean = np.mean([reference.samples(draw(n, 100 + i)) for i in range(100)])
     held = held_by_percentiles = 0
     rng = np.random.default_rng(0)
     for i in range(20):
         x = draw(n, i)
-        result = bootstrap(x, reference, 40, seed=i)
+        result = bootstrap(x, reference, 20, seed=i)
         low, high = result.interval
         np.testing.assert_allclose(high - result.distance, 1.96 * result.standard_error)
         np.testing.assert_allclose(low, max(2 * result.distance - high, 0), atol=1e-12)
         held += low < mean < high
-        replicates = [reference.samples(x[rng.integers(0, n, n)]) for _ in range(40)]
+        replicates = [reference.samples(x[rng.integers(0, n, n)]) for _ in range(20)]
         held_by_percentiles += np.percentile(replicates, 2.5) < mean
     assert held >= 18
     assert held_by_percentiles <= 10

@@ -1,5 +1,7 @@
 """What samples are compared with: folders and files that fit, computed once."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +72,28 @@ def test_features_are_those_of_the_images_and_computed_once(folder, tmp_path, mo
     other = read_reference(tmp_path / "b.npz", tiny_network.build(), measure, batch=2)
     assert measure.calls == 8
     assert other.protocol["statistics"] != first.protocol["statistics"]
+
+
+def test_features_are_computed_anew_when_their_code_changes(monkeypatch):
+    """The code of this module, of the network's, and of those that read the images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    network = dataclasses.replace(tiny_network.build(), modules=("vqjax.features.inception",))
+    asked, codes = [], iter(["first", "first", "second"])
+
+    def environment(*modules):
+        asked.append(modules)
+        return {"code": next(codes)}
+
+    monkeypatch.setattr(references, "environment", environment)
+    calls = []
+    for _ in range(3):
+        measure.calls = 0
+        arguments = {"a": 1}, lambda start: padded([pixels], 4), 4, network, measure, 4
+        references.make_reference(*arguments, ("vqjax.data.folder",))
+        calls.append(measure.calls)
+    assert calls == [1, 0, 1]
+    own = "vqjax.evaluation.references"
+    assert asked == [(own, "vqjax.features.inception", "vqjax.data.folder")] * 3
 
 
 def test_statistics_and_images(tmp_path, folder):

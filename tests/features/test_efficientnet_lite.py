@@ -56,7 +56,7 @@ class Oracle:
         return x * self.saved[f"{name}.weight"] + self.saved[f"{name}.bias"]
 
     def __call__(self, images):
-        """Features and logits."""
+        """Feature maps, the pooled head, and logits."""
         relu6 = functools.partial(np.clip, a_min=0, a_max=6)
         # From [-1, 1] to 8-bit values, then as in training.
         x = (127.5 * (np.asarray(images, np.float64) + 1) - 127) / 128
@@ -79,26 +79,38 @@ class Oracle:
             index += 1
         x = relu6(self.norm(self.convolve(x, "_conv_head"), "_bn1")).mean((1, 2))
         features = [[m for m in maps if m.shape[-1] == c][-1] for c in (24, 40, 112, 320)]
-        return features, x @ self.saved["_fc.weight"].T + self.saved["_fc.bias"]
+        return features, x, x @ self.saved["_fc.weight"].T + self.saved["_fc.bias"]
 
 
 @functools.cache
 def forward(variant):
+    """Feature maps, the pooled head and logits: one trace, from which inner outputs are read."""
     module, _ = loaded(variant)
-    return jax.jit(lambda v, x: (module.apply(v, x), module.apply(v, x, method="logits")))
+
+    @jax.jit
+    def outputs(variables, images):
+        def read(_, name):
+            return name in ("__call__", "pooled")
+
+        logits, state = module.apply(variables, images, method="logits", capture_intermediates=read)
+        inner = state["intermediates"]
+        return inner["__call__"][0], inner["pooled"][0][0], logits
+
+    return outputs
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_and_logits_equal_the_float64_oracle(variant):
     # Odd sides, so that padding is on one side here and on both there, and height is not width.
     images = random_images(0, 2, 66, 45, 3)
-    features, logits = forward(variant)(loaded(variant)[1], images)
-    expected_features, expected_logits = Oracle(variant)(images)
+    features, *outputs = forward(variant)(loaded(variant)[1], images)
+    expected_features, *expected_outputs = Oracle(variant)(images)
     for stride, expected in zip((4, 8, 16, 32), expected_features, strict=True):
         ours = features[f"stride{stride}"]
         assert ours.shape[1:3] == (-(-66 // stride), -(-45 // stride))
         np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-4 * np.abs(expected_logits).max())
+    for ours, expected in zip(outputs, expected_outputs, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_pictures_are_classified_as_what_they_show():
@@ -115,7 +127,7 @@ def test_pictures_are_classified_as_what_they_show():
     svgs = {emoji.caption: emoji.svg for emoji in all_emoji()}
     pictures = np.stack([render_svg(svgs[name], INPUT_SIZE["lite0"]) for name in classes])
     images = jnp.asarray(pictures / 127.5 - 1, jnp.float32)
-    _, logits = forward("lite0")(loaded("lite0")[1], images)
+    logits = forward("lite0")(loaded("lite0")[1], images)[-1]
     assert (logits.argmax(-1) == np.array([*classes.values()])).sum() >= len(classes) - 1
 
 

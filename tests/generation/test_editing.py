@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_prior import CODES, make, spec_of
-from tiny_sampler import Watched, blocks_of, cells_of, noise_logits, sample
+from tiny_sampler import Watched, blocks_of, cells_of, noise_logits
 
 from vqjax.errors import InputError
 from vqjax.generation import editing
+from vqjax.generation.decoding import decode
 from vqjax.quantizers import VectorQuantizer
+from vqjax.samplers.multigrained import MultiGrainedSampling, sample
 from vqjax.tokenizers import EfficientVQGAN
 from vqjax.tokens import Tokens
 
@@ -60,15 +62,16 @@ def hole_of(seed=0, height=HEIGHT, width=WIDTH):
 
 def results(edit, composite=True, seed=0, batch=3):
     """The whole path, and the tokens before and after."""
-    known, known_mask = editing.known_tokens(TOKENIZER, trained(), edit, batch)
+    known = editing.known_tokens(TOKENIZER, trained(), edit, batch)
     prior, variables = make()
-    spec = spec_of(grid=edit.grid, steps=2)
-    codes = sample(prior.apply, variables, known, known_mask, spec, seed)
-    tokens = Tokens.dense(jnp.asarray(codes).reshape(batch, *edit.grid))
-    images = editing.decode(TOKENIZER, trained(), tokens)
+    condition, settings = jnp.zeros((batch, 0), jnp.int32), MultiGrainedSampling(steps=2)
+    key = jax.random.key(seed)
+    tokens = sample(prior, variables, key, condition, known, settings, edit.grid)
+    images = decode(TOKENIZER, trained(), tokens)
     if composite:
         images = editing.composite(images, edit)
-    return np.asarray(images), np.asarray(known), np.asarray(known_mask), codes
+    given = np.asarray(known.positions) < known.positions.shape[1]
+    return np.asarray(images), np.asarray(known.codes), given, np.asarray(tokens.codes)
 
 
 def test_nothing_under_the_mask_has_any_influence():
@@ -108,12 +111,12 @@ def test_tokens_and_pixels_are_those_of_the_edge_padded_map():
     padded = np.pad(filled, ((0, 32 - HEIGHT), (0, 32 - WIDTH), (0, 0)), mode="edge")
     run = jax.jit(TOKENIZER.apply, static_argnames="method")
     tokens = run(trained(), jnp.asarray(padded[None] / 127.5 - 1, jnp.float32), method="encode")
-    known, _ = editing.known_tokens(TOKENIZER, trained(), edit, 1)
-    code_map = np.asarray(known).reshape(5, 7)
+    known = editing.known_tokens(TOKENIZER, trained(), edit, 1)
+    code_map = np.asarray(known.codes).reshape(5, 7)
     np.testing.assert_array_equal(code_map, tokens.code_map[0, :5, :7])
     assert len(np.unique(code_map)) > 5
 
-    images = editing.decode(TOKENIZER, trained(), Tokens.dense(jnp.asarray(code_map)[None]))
+    images = decode(TOKENIZER, trained(), Tokens.dense(jnp.asarray(code_map)[None]))
     whole = np.pad(code_map, ((0, 3), (0, 1)), mode="edge")
     pixels = run(trained(), Tokens.dense(jnp.asarray(whole)[None]), method="decode")
     expected = np.clip((np.asarray(pixels)[0, :HEIGHT, :WIDTH] + 1) * 127.5, 0, 255)
@@ -123,10 +126,11 @@ def test_tokens_and_pixels_are_those_of_the_edge_padded_map():
 
 def test_only_blocks_with_unknown_tokens_are_visited():
     edit = editing.inpaint(TOKENIZER, picture(), mask_picture(hole_of()))
-    known, known_mask = editing.known_tokens(TOKENIZER, trained(), edit, 2)
+    known = editing.known_tokens(TOKENIZER, trained(), edit, 2)
     spec = spec_of(steps=2)
-    _, calls = Watched(noise_logits).sample(known, known_mask, spec)
-    unknown = ~np.asarray(known_mask)[0]
+    given = np.asarray(known.positions) < known.positions.shape[1]
+    _, calls = Watched(noise_logits).sample(known.codes, given, spec)
+    unknown = ~given[0]
     visits = []
     for block in range(len(blocks_of(spec))):
         cells = [cell for cell in cells_of(spec, block) if cell is not None]

@@ -50,7 +50,7 @@ def to_jax(*arrays):
 
 def test_attention_equals_the_oracle(problem):
     query, key, value, bias, mask = to_jax(*problem)
-    out = attention(query, key, value, bias=bias, mask=mask)
+    out = jax.jit(attention)(query, key, value, bias=bias, mask=mask)
     np.testing.assert_allclose(out, expected(*problem), rtol=1e-4, atol=1e-5)
 
 
@@ -66,11 +66,12 @@ def test_fused_kernel_is_given_the_same_problem(problem, monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     query, key, value, bias, mask = to_jax(*problem)
-    out = attention(query, key, value, bias=bias, mask=mask, implementation="cudnn")
+    fused_attention = jax.jit(functools.partial(attention, implementation="cudnn"))
+    out = fused_attention(query, key, value, bias=bias, mask=mask)
     assert asked == ["cudnn"]
     np.testing.assert_allclose(out, expected(*problem), rtol=1e-4, atol=1e-5)
     half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    assert attention(*half, bias=bias, implementation="cudnn").dtype == jnp.bfloat16
+    assert jax.eval_shape(fused_attention, *half, bias=bias).dtype == jnp.bfloat16
 
 
 def test_softmax_is_float32_in_bfloat16():
@@ -78,7 +79,7 @@ def test_softmax_is_float32_in_bfloat16():
     query = jnp.array([16.0, 1.0, 0.0, 0.0], jnp.bfloat16).reshape(1, 1, 1, 4)
     key = jnp.array([[12.5, 0, 0, 0], [12.5, 0.5, 0, 0]], jnp.bfloat16).reshape(1, 2, 1, 4)
     value = jnp.array([[0.0] * 4, [1.0] * 4], jnp.bfloat16).reshape(1, 2, 1, 4)
-    out = attention(query, key, value)
+    out = jax.jit(attention)(query, key, value)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), scipy.special.expit(0.25), rtol=4e-3)
 
@@ -99,7 +100,7 @@ def test_a_masked_key_is_not_seen_however_large_its_logit():
     query = jnp.ones((1, 1, 1, 4))
     key = jnp.stack([jnp.ones((1, 1, 4)), jnp.full((1, 1, 4), 1e4)], axis=1)
     value = jnp.array([2.0, 7.0]).reshape(1, 2, 1, 1) * jnp.ones(4)
-    out = attention(query, key, value, mask=jnp.array([True, False]))
+    out = jax.jit(attention)(query, key, value, mask=jnp.array([True, False]))
     np.testing.assert_array_equal(out, jnp.full((1, 1, 1, 4), 2.0))
 
 
@@ -120,7 +121,7 @@ def test_projections_equal_the_oracle(problem):
     attended = oracle(*qkv, mask=mask)
     result = np.einsum("bnhe,hed->bnd", attended, params["out"]["kernel"]) + params["out"]["bias"]
     params = jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.float32), params)
-    out = MultiHeadAttention(HEADS).apply(
+    out = jax.jit(MultiHeadAttention(HEADS).apply)(
         {"params": params}, jnp.asarray(x, jnp.float32), mask=jnp.asarray(mask)
     )
     np.testing.assert_allclose(out, result, rtol=1e-4, atol=1e-4)

@@ -82,13 +82,17 @@ def test_attention_is_one_head_over_the_whole_map():
 
 
 def test_a_stage_has_attention_after_each_block_or_none():
+    def names(stage):
+        variables = jax.eval_shape(stage.init, jax.random.key(0), jnp.ones((1, 4, 4, 8)))
+        return variables["params"].keys()
+
     residual, attention = {"residual_0", "residual_1"}, {"attention_0", "attention_1"}
-    assert applied(ResidualStage(2, 8, True), (4, 4, 8))[2].keys() == residual | attention
-    assert applied(ResidualStage(2, 8), (4, 4, 8))[2].keys() == residual
+    assert names(ResidualStage(2, 8, True)) == residual | attention
+    assert names(ResidualStage(2, 8)) == residual
 
 
 def test_recomputation_changes_nothing():
-    plain, again = (applied(ResidualStage(2, 8, True, remat), (4, 4, 8)) for remat in (False, True))
+    plain, again = (applied(ResidualStage(1, 8, True, remat), (4, 4, 8)) for remat in (False, True))
     np.testing.assert_allclose(plain[1], again[1], atol=1e-5)
     assert jax.tree.structure(plain[2]) == jax.tree.structure(again[2])
 

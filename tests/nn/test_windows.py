@@ -177,10 +177,14 @@ def test_a_smaller_window_uses_the_middle_of_the_table():
 
 def test_relative_bias_starts_as_swin_does():
     block = SwinBlock(HEADS, 8, shifted=False)
-    params = jax.jit(block.init)(jax.random.key(0), jnp.ones((1, 8, 8, DIM)))["params"]
-    assert params["relative_bias"].shape == (15 * 15, HEADS)
-    assert 0.015 < np.std(params["relative_bias"]) < 0.025
-    assert np.abs(params["relative_bias"]).max() < 0.05
+    images = jnp.ones((1, 8, 8, DIM))
+    # Jitted, so that nothing else is computed.
+    bias = jax.jit(lambda key: block.init(key, images)["params"]["relative_bias"])(
+        jax.random.key(0)
+    )
+    assert bias.shape == (15 * 15, HEADS)
+    assert 0.015 < np.std(bias) < 0.025
+    assert np.abs(bias).max() < 0.05
 
 
 def test_windows_partition_and_merge():
@@ -234,18 +238,20 @@ def test_expanding_equals_the_oracle():
 
 def test_rematerialised_stage_has_the_same_values_and_gradients():
     x = random_map(1, 8, 4, DIM)
-    plain, remat = SwinStage(2, HEADS, 4), SwinStage(2, HEADS, 4, remat=True)
+    plain, remat = SwinStage(1, HEADS, 4, 1), SwinStage(1, HEADS, 4, 1, remat=True)
     variables = randomized(jax.eval_shape(plain.init, jax.random.key(0), x))
 
     def loss(model):
-        return jax.jit(jax.value_and_grad(lambda v: jnp.sum(jnp.sin(model.apply(v, x)))))
+        step = jax.jit(jax.value_and_grad(lambda v: jnp.sum(jnp.sin(model.apply(v, x)))))
+        return step.trace(variables)
 
+    again = loss(remat)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        loss(plain)(variables),
-        loss(remat)(variables),
+        loss(plain).lower().compile()(variables),
+        again.lower().compile()(variables),
     )
-    assert "remat" in str(jax.make_jaxpr(loss(remat))(variables))
+    assert "remat" in str(again.jaxpr)
 
 
 def test_bfloat16_keeps_parameters_and_the_residual_stream_type():

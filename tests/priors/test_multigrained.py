@@ -33,9 +33,8 @@ from vqjax.errors import InputError
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
 from vqjax.priors import build_prior
+from vqjax.priors.condition import null_id, padding_id
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.quantizers import VectorQuantizer
-from vqjax.tokenizers import EfficientVQGAN
 
 # No leak
 
@@ -129,7 +128,7 @@ def test_cells_outside_the_map_are_not_seen():
 
 
 def test_the_sequence_is_condition_global_tokens_local_tokens():
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     window, query, block_tokens, _ = forward_inputs(prior)
     condition = np.array([[0], [1], [NULL], [4], [PADDING], [2]], np.int32)
     inputs = [jnp.asarray(x) for x in (window, query, block_tokens, condition)]
@@ -153,7 +152,7 @@ def test_the_sequence_is_condition_global_tokens_local_tokens():
     local, glob = p["local_position"], p["global_position"]
 
     for block in range(len(BLOCKS)):
-        expected = [p["condition_embedding"]["embedding"][condition[block, 0]]]
+        expected = [p["condition_embedding"]["ids"]["embedding"][condition[block, 0]]]
         visible = [condition[block, 0] != PADDING]
         for j in range(len(BLOCKS)):
             token = block_tokens[block, j]
@@ -257,7 +256,7 @@ def test_on_a_larger_grid_a_prior_is_one_of_that_grid_with_interpolated_position
 
 
 def test_the_condition_is_seen_and_padding_is_not():
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     inputs = forward_inputs(prior)[:3]
 
     def logits(ids, variables=variables):
@@ -265,14 +264,14 @@ def test_the_condition_is_seen_and_padding_is_not():
         return forward(prior, variables, *inputs, condition)
 
     assert np.abs(logits([2]) - logits([3])).max(axis=(1, 2)).min() > 1e-3
-    assert np.abs(logits([2]) - logits([prior.null_id])).max(axis=(1, 2)).min() > 1e-3
-    np.testing.assert_allclose(logits([2, prior.padding_id]), logits([2]), rtol=1e-4, atol=1e-5)
+    assert np.abs(logits([2]) - logits([null_id(CLASSES)])).max(axis=(1, 2)).min() > 1e-3
+    np.testing.assert_allclose(logits([2, padding_id(CLASSES)]), logits([2]), rtol=1e-4, atol=1e-5)
 
     changed = jax.tree.map(lambda p: p, variables)
-    table = changed["params"]["condition_embedding"]
-    table["embedding"] = table["embedding"].at[prior.padding_id].add(7.0)
+    table = changed["params"]["condition_embedding"]["ids"]
+    table["embedding"] = table["embedding"].at[padding_id(CLASSES)].add(7.0)
     np.testing.assert_array_equal(logits([2, PADDING], changed), logits([2, PADDING]))
-    assert (prior.null_id, prior.padding_id) == (NULL, PADDING)
+    assert (null_id(CLASSES), padding_id(CLASSES)) == (NULL, PADDING)
     assert table["embedding"].shape[0] == CLASSES + 2
 
 
@@ -287,34 +286,25 @@ def test_dropout_is_on_in_training_only():
 # Size and building
 
 
-@pytest.mark.parametrize("num_classes", [0, 1000])
-def test_the_full_size_prior_has_about_185_million_parameters(num_classes):
-    prior = MultiGrainedPrior(num_codes=1024, grid=(16, 16), num_classes=num_classes)
+@pytest.mark.parametrize("num_ids", [0, 1000])
+def test_the_full_size_prior_has_about_185_million_parameters(num_ids):
+    prior = MultiGrainedPrior(num_codes=1024, grid=(16, 16), num_ids=num_ids)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(prior)))
 
     d, e, codes, layers = 768, 256, 1024, 24
     layer = 4 * d * d + 4 * d + 2 * 4 * d * d + 5 * d + 2 * 2 * d
     embeddings = (codes + 1) * e + (8 * 8 * e + 1) * d + (e + 1) * d
     positions = 2 * 16 * d + 2 * 2 * d
-    condition_table = (num_classes + 2) * d if num_classes else 0
+    condition_table = (num_ids + 2) * d if num_ids else 0
     head = 2 * d + (d + 1) * codes
     assert count == layers * layer + embeddings + positions + condition_table + head
     np.testing.assert_allclose(count, 185e6, rtol=0.01)
 
 
-def tokenizer_of(grid=(8, 8)):
-    quantizer = VectorQuantizer(num_codes=32, code_dim=4)
-    tokenizer = EfficientVQGAN(quantizer, patch_size=4, widths=(32,), depths=(2,), window=4)
-    assert tokenizer.grid(4 * grid[0], 4 * grid[1]) == grid
-    return tokenizer
-
-
-def test_build_prior_takes_codes_and_grid_from_the_tokenizer():
-    config = {"name": "multigrained", "dim": 32, "num_heads": 4, "conditional": True}
-    prior = build_prior(config, tokenizer_of(), (32, 32), 7)
-    assert (prior.num_codes, prior.grid, prior.num_classes, prior.dim) == (32, (8, 8), 7, 32)
-    prior = build_prior({**config, "conditional": False}, tokenizer_of(), (32, 32), 7)
-    assert prior.num_classes == 0
+def test_build_prior_takes_codes_grid_and_ids_from_who_knows_them():
+    config = {"name": "multigrained", "dim": 32, "num_heads": 4}
+    prior = build_prior("prior.model", config, 32, (8, 8), 7)
+    assert (prior.num_codes, prior.grid, prior.num_ids, prior.dim) == (32, (8, 8), 7, 32)
 
 
 @pytest.mark.parametrize(
@@ -323,17 +313,12 @@ def test_build_prior_takes_codes_and_grid_from_the_tokenizer():
         ({"name": "multigraned"}, "did you mean 'multigrained'"),
         ({"blocksize": 4}, "config.prior.model.blocksize.*did you mean 'block_size'"),
         ({"num_codes": 4}, "config.prior.model.num_codes"),
+        ({"halo": -1}, "config.prior.model.halo=-1: 0 or more is needed"),
     ],
 )
 def test_build_prior_names_what_it_does_not_know(fields, message):
     with pytest.raises(InputError, match=message):
-        build_prior({"name": "multigrained", **fields}, tokenizer_of(), (32, 32), 0)
-
-
-def test_build_prior_refuses_a_tokenizer_of_another_kind(monkeypatch):
-    monkeypatch.setattr(EfficientVQGAN, "token_kind", "sparse")
-    with pytest.raises(InputError, match=r"takes dense tokens, but .* makes sparse ones"):
-        build_prior({"name": "multigrained"}, tokenizer_of(), (32, 32), 0)
+        build_prior("prior.model", {"name": "multigrained", **fields}, 32, (8, 8), 0)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +336,7 @@ def test_build_prior_refuses_a_tokenizer_of_another_kind(monkeypatch):
 )
 def test_fields_out_of_their_range_are_named(fields):
     ((name, value),) = fields.items()
-    with pytest.raises(InputError, match=f"prior {name}={value}: .* is needed"):
+    with pytest.raises(InputError, match=f"^{name}={value!r}: .* is needed"):
         make(**fields)
 
 

@@ -158,7 +158,7 @@ def test_drawn_query_blocks_are_uniform_and_leave_the_loss_unbiased():
 
 
 def test_the_loss_has_a_finite_gradient_for_every_parameter():
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     tokens = Tokens.dense(jnp.asarray(random_codes()))
     # The padding id is a key that nobody sees: every other row of the table counts.
     condition = jnp.arange(IMAGES, dtype=jnp.int32)[:, None] % (CLASSES + 1)
@@ -171,3 +171,34 @@ def test_the_loss_has_a_finite_gradient_for_every_parameter():
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
+
+
+def test_held_out_sums_are_the_losses_at_each_ratio_over_valid_images():
+    prior, variables = make()
+    tokens = Tokens.dense(jnp.asarray(random_codes()))
+    condition, key = jnp.zeros((IMAGES, 0), jnp.int32), jax.random.key(7)
+    valid = jnp.arange(IMAGES) % 3 > 0
+
+    @jax.jit
+    def held_out(tokens):
+        return prior.apply(variables, tokens, condition, valid, key, method="held_out")
+
+    sums = held_out(tokens)
+    assert list(sums) == ["loss_at_0.25", "loss_at_0.5", "loss_at_0.75", "loss_at_1.0"]
+    for ratio in (0.25, 0.5, 0.75, 1.0):
+        call = spied_loss(
+            *(prior, variables, random_codes()),
+            seed=7,
+            train=False,
+            mask_ratio=ratio,
+            context="prefix",
+            valid=valid,
+        )
+        nats, number = sums[f"loss_at_{ratio}"]
+        assert float(number) == float(call.metrics["predicted_tokens"])
+        np.testing.assert_allclose(nats / number, call.loss, rtol=1e-5)
+    # An image that is not valid has no influence.
+    other = jnp.where(valid[:, None], tokens.codes, (tokens.codes + 1) % CODES)
+    jax.tree.map(
+        np.testing.assert_array_equal, held_out(Tokens(other, tokens.positions, tokens.grid)), sums
+    )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from vqjax.training import loop
+from vqjax.parallel import placed
+from vqjax.runs.record import read_starts
 
 OPENMOJI = "--config=configs/openmoji_effvqgan.py"
 
@@ -57,13 +58,28 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.tokenizer.optimizer.name=sgd"], "valid: adam, adamw"),
         (["--config.tokenizer.optimizer.schedule=cosin"], "did you mean 'cosine'?"),
         (["--config.stages=tokeniser"], "did you mean 'tokenizer'? valid: prior, tokenizer"),
-        (["--config.prior.use=bets"], "config.prior.use='bets': valid: last, best"),
+        (["--config.profile=10"], "config.profile=10: START:STOP is needed, like 10:13"),
+        (
+            ["--config.prior.use=bets"],
+            "prior.use='bets': did you mean 'best'? valid: best, last",
+        ),
         (["--config.prior.log_every=0"], "config.prior.log_every=0: at least 1 is needed"),
-        (["--config.prior.ema_decay=1.0"], "config.prior.ema_decay=1.0: expected [0, 1)"),
-        (["--config.prior.model.num_heads=5"], "num_heads=5: a divisor of dim="),
-        (["--config.tokenizer.model.patch_size=3"], "patch_size=3: a power of two"),
+        (
+            ["--config.prior.ema_decay=1.0"],
+            "prior.ema_decay=1.0: a number in [0, 1) is needed",
+        ),
+        (["--config.prior.model.num_heads=5"], "config.prior.model.num_heads=5: a divisor of dim="),
+        (
+            ["--config.tokenizer.model.patch_size=3"],
+            "tokenizer.model.patch_size=3: a power of two",
+        ),
         (["--config.data.resolution=36"], "the nearest that works is 32 or 48"),
-        (["--config.sampling.temperature=0.0"], "sampling temperature=0.0: above 0 is needed"),
+        (["--config.sampling.temperature=0.0"], "sampling.temperature=0.0: above 0 is needed"),
+        (["--config.condition.name=text"], "config.condition.name='text': valid: class, none"),
+        (["--config.prior.tokenizer=codes"], "config.prior.tokenizer='codes': valid: tokenizer"),
+        (["--config.prior.kind=gan"], "config.prior.kind='gan': valid: decoder, prior, tokenizer"),
+        (["--config.data.crop=middle"], "config.data.crop='middle': valid: center, random"),
+        (["--config.data.min_scale=0.0"], "min_scale=0.0: a number in (0, 1] is needed"),
         (
             ["--config.mesh.data=3", "--config.mesh.fsdp=2"],
             "data 3 x fsdp 2 x tensor 1 = 6, but th",
@@ -159,13 +175,22 @@ def test_workdir_of_another_config(capsys, run, config_flag, no_training):
 
 
 def test_settings_that_may_change(run, config_flag, no_training):
-    free = ["data.workers=2", "mesh.fsdp=2", "sampling.temperature=0.5", "stages=prior"]
+    free = [
+        "data.workers=2",
+        "profile=1:3",
+        "mesh.fsdp=2",
+        "sampling.temperature=0.5",
+        "stages=prior",
+    ]
     free += [f"prior.{key}=7" for key in ("log_every", "eval_every", "eval_images")]
     free += ["prior.checkpoint_every=7", "prior.keep_checkpoints=7", "prior.use=best"]
     with pytest.raises(Trained):
         command_runs.call(
             "train", config_flag, f"--workdir={run}", *(f"--config.{x}" for x in free)
         )
+    (start,) = read_starts(run)
+    assert "--config.prior.use=best" in start["command"]
+    assert start["from_step"] == {"prior": 12, "tokenizer": 12}
 
 
 def test_unreadable_config_in_workdir(capsys, run, config_flag):
@@ -178,28 +203,28 @@ def test_prior_without_a_tokenizer(capsys, tmp_path, config_flag):
     message = train_error(capsys, tmp_path / "run", config_flag, "--config.stages=prior")
     assert f"there is no trained tokenizer in {tmp_path / 'run'}" in message
     assert "run train.py" in message
-    assert "--config.tokenizer.init_from" in message
+    assert "--config.tokenizer.use_from" in message
 
 
 def test_tokenizer_of_another_workdir(capsys, tmp_path, run, config_flag, monkeypatch):
     """It is taken as it was trained there, and nothing is trained or written in its place."""
-    flags = [config_flag, f"--config.tokenizer.init_from={run}", "--config.tokenizer.ema_decay=0.0"]
+    flags = [config_flag, f"--config.tokenizer.use_from={run}", "--config.tokenizer.ema_decay=0.0"]
     taken = {}
 
-    def train_stage(stage, data, mesh, folder, *sources):
-        taken[folder] = stage.load_frozen(loop.placed(stage.frozen_shapes(), mesh))
+    def train_stage(stage, data, mesh, folder, profile):
+        taken[folder] = stage.load_frozen(placed(stage.frozen_shapes(), mesh))
 
     monkeypatch.setattr(command_runs._load("train")[0], "train_stage", train_stage)
     assert command_runs.call("train", f"--workdir={tmp_path / 'other'}", *flags) == 0
     assert list(taken) == [tmp_path / "other" / "prior"]
-    ema = tiny.final_state(tiny.finished_run().config, "tokenizer", run).generator.ema
+    ema = tiny.final_state(tiny.finished_run().config, "tokenizer", run).model.ema
     kernel = taken[tmp_path / "other" / "prior"]["params"]["encoder"]["to_latent"]["kernel"]
     np.testing.assert_array_equal(kernel, ema["encoder"]["to_latent"]["kernel"])
 
     window = "--config.tokenizer.model.window=4"
     message = train_error(capsys, tmp_path / "other2", *flags, window)
     assert "tokenizer.model.window was 2, is now 4" in message
-    nowhere = f"--config.tokenizer.init_from={tmp_path / 'nowhere'}"
+    nowhere = f"--config.tokenizer.use_from={tmp_path / 'nowhere'}"
     message = train_error(capsys, tmp_path / "other3", config_flag, nowhere)
     assert f"{tmp_path / 'nowhere'} is not the folder of a run" in message
 
@@ -224,10 +249,10 @@ def test_sampling_before_the_end_of_training(missing, capsys, run):
     [
         ("--label=4", "give a number from 0 to 2, or one of: checks, discs, stripes"),
         ("--label=cubes", "give a number from 0 to 2, or one of: checks, discs, stripes"),
-        ("--temperature=0", "sampling temperature=0.0: above 0 is needed"),
-        ("--top_p=1.5", "sampling top_p=1.5: in (0, 1] is needed"),
-        ("--top_k=-1", "sampling top_k=-1: 0 (off) or more is needed"),
-        ("--steps=0", "sampling steps=0: at least 1 is needed"),
+        ("--temperature=0", "config.sampling.temperature=0.0: above 0 is needed"),
+        ("--top_p=1.5", "config.sampling.top_p=1.5: a number in (0, 1] is needed"),
+        ("--top_k=-1", "config.sampling.top_k=-1: 0 or more is needed"),
+        ("--steps=0", "config.sampling.steps=0: at least 1 is needed"),
         ("--num_images=0", "at least 1 is needed"),
         ("--temperature=hot", "temperature"),
     ],

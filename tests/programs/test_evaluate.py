@@ -1,5 +1,7 @@
 """vqjax evaluate: its numbers, its protocol, stopped and given again, what it refuses."""
 
+import copy
+import functools
 import json
 import re
 
@@ -10,27 +12,54 @@ import numpy as np
 import pytest
 import tiny
 import tiny_network
+from etils import epath
 from PIL import Image
 
+from vqjax.conditions import ClassCondition
 from vqjax.data import build_source
+from vqjax.evaluation import pair_metrics
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
-from vqjax.evaluation.protocol import digest, protocol_hash
+from vqjax.evaluation.protocol import digest, protocol_hash, source_digest
 from vqjax.evaluation.rows import Rows
-from vqjax.generation.run import Generator
-from vqjax.runs.build import build_stage
+from vqjax.generation.run import Run
+from vqjax.parallel import make_mesh
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.workdir import write_class_names, write_config
+from vqjax.runs.workdir import write_condition, write_config
 from vqjax.tokens import Tokens
+from vqjax.training.stage_kinds import build_stage
 
 FD = "FD-lite1"
 
 
+build_network = functools.cache(tiny_network.build)
+measurer = functools.cache(pair_metrics.measurer)
+
+
+@functools.cache
+def trained():
+    """The models of the finished run, read once for all tests."""
+    run = Run(tiny.finished_run().workdir, make_mesh({"data": -1}))
+    _ = run.tokenizer_variables, run.prior_variables
+    return run
+
+
+def make_run(workdir, mesh):
+    """As `Run`; the finished run's has a config of its own, which a command may change."""
+    if workdir != tiny.finished_run().workdir:
+        return Run(workdir, mesh)
+    run = copy.copy(trained())
+    run.config = run.config.copy_and_resolve_references()
+    return run
+
+
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    """A small network, and a cache of this test's own."""
+def small_models(tmp_path, monkeypatch):
+    """A small network, programs that all tests share, and a cache of this test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     module = command_runs._load("evaluate")[0]
-    monkeypatch.setattr(module, "build_network", tiny_network.build)
+    monkeypatch.setattr(module, "build_network", build_network)
+    monkeypatch.setattr("vqjax.evaluation.evaluated_run.Run", make_run)
+    monkeypatch.setattr(pair_metrics, "measurer", measurer)
     monkeypatch.setattr(
         "vqjax.programs.sampling_flags.imagenet_classifier", tiny_network.classifier
     )
@@ -53,12 +82,12 @@ def held_out():
 def test_reconstruction(tmp_path):
     assert evaluate(tmp_path, "--what=reconstruction", "--per_class") == 0
     entry = results(tmp_path)["reconstruction"]
-    generator = Generator(tiny.finished_run().workdir, tiny.one_device())
     images = held_out()
-    tokenizer, variables = generator.tokenizer, generator.tokenizer_variables
+    apply = jax.jit(trained().tokenizer.apply, static_argnames="method")
+    variables = trained().tokenizer_variables
     x = jnp.asarray(images.astype(np.float32) / 127.5 - 1)
-    tokens = tokenizer.apply(variables, x, method="encode")
-    made = np.asarray(tokenizer.apply(variables, Tokens.dense(tokens.code_map), method="decode"))
+    tokens = apply(variables, x, method="encode")
+    made = np.asarray(apply(variables, Tokens.dense(tokens.code_map), method="decode"))
     made = np.round((np.clip(made, -1, 1).astype(np.float64) + 1) * 127.5)
     error = (made - images) / 127.5
     psnr = 10 * np.log10(4 / np.mean(error**2, axis=(1, 2, 3)))
@@ -78,6 +107,14 @@ def test_reconstruction(tmp_path):
     table = (tmp_path / "metrics.txt").read_text()
     assert f"{metrics['PSNR']:.6g}" in table and "images.split: validation" in table
     assert entry["protocol_sha256"] == protocol_hash(entry["protocol"])
+    # What is kept of each image depends on the tokenizer, the data and what measures, the numbers
+    # also on the metrics of the set.
+    names = "evaluation.references", "evaluation.pair_metrics", "tokenizers.efficient_vqgan"
+    names += "data.folder", "data.pipeline"
+    code = source_digest(*(f"vqjax.{name}" for name in names))
+    assert entry["protocol"]["code"] == code
+    code = source_digest("vqjax.evaluation.set_metrics")
+    assert entry["protocol"]["metrics"]["code"] == code
 
 
 def test_generation_and_its_samples_scored_as_a_file(tmp_path):
@@ -118,8 +155,9 @@ def test_the_same_protocol_gives_the_same_digits_and_another_one_says_so(tmp_pat
     first = numbers("a")
     assert numbers("b") == first
     seen = [[entry["protocol_sha256"] for entry in first]]
+    # In one folder: rows of another protocol are not taken for theirs.
     for flag in ("--seed=1", "--pixels=float", "--bootstrap=3", "--temperature=0.5"):
-        seen.append([entry["protocol_sha256"] for entry in numbers(flag[2:6], flag)])
+        seen.append([entry["protocol_sha256"] for entry in numbers("a", flag)])
     generation = [hashes[-1] for hashes in seen]
     assert len(set(generation)) == len(generation)
     # The sampler's settings are no part of what reconstructions depend on.
@@ -190,7 +228,7 @@ def test_classes_of_the_data_and_numbers_of_each(tmp_path):
 
     first, second = entry(9), entry(10)
     # Other classes are other samples, though the sampler is told nothing else.
-    classes = [e["protocol"]["sampler"]["classes"] for e in (first, second)]
+    classes = [e["protocol"]["sampler"]["conditions"] for e in (first, second)]
     assert classes[0] != classes[1] and first["metrics"] != second["metrics"]
     assert len(list(tmp_path.glob("generation-*"))) == 2
     rows = first["per_class"]
@@ -205,11 +243,12 @@ def test_accuracy_on_the_classes_of_imagenet(tmp_path):
     """On a prior of 1000 classes that has not learnt anything."""
     run = tiny.finished_run()
     config = run.config.copy_and_resolve_references()
-    config.tokenizer.init_from = str(run.workdir)
+    config.tokenizer.use_from = str(run.workdir)
     workdir = tmp_path / "run"
     write_config(config, workdir)
-    write_class_names(workdir, [f"class {i}" for i in range(1000)])
-    stage = build_stage(config, "prior", workdir, 1000)
+    condition = ClassCondition(tuple(f"class {i}" for i in range(1000)))
+    write_condition(workdir, condition)
+    stage = build_stage(config, "prior", epath.Path(workdir), condition)
     checkpointer = Checkpointer(workdir / "prior" / "checkpoints")
     checkpointer.save(1, jax.jit(stage.init)(jax.random.key(0)))
     checkpointer.close()

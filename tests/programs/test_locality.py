@@ -8,9 +8,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from vqjax.generation.run import Generator
+from vqjax.generation.run import Run
 from vqjax.runs.workdir import write_config
-from vqjax.training.prior_stage import tokenizer_shapes
+from vqjax.tokenizers.base import tokenizer_shapes
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def locality():
 def workdir(tmp_path, monkeypatch):
     """A run whose tokenizer has random weights: it is as local as any."""
 
-    def draw(generator):
-        rng, shapes = np.random.default_rng(0), tokenizer_shapes(generator.tokenizer, 16)
+    def draw(run):
+        rng, shapes = np.random.default_rng(0), tokenizer_shapes(run.tokenizer, 16)
         return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.5, p.shape), p.dtype), shapes)
 
-    monkeypatch.setattr(Generator, "tokenizer_variables", property(draw))
+    monkeypatch.setattr(Run, "tokenizer_variables", property(draw))
     images = tiny.write_images(tmp_path / "images")
     write_config(tiny.get_config(f"path={images}"), tmp_path / "run")
     return tmp_path / "run"

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tiny
 
+from vqjax.conditions import ClassCondition
 from vqjax.data import build_source, evaluation_batches
-from vqjax.evaluation.networks import FeatureNetwork
-from vqjax.generation.run import Generator
+from vqjax.evaluation.feature_networks import FeatureNetwork
+from vqjax.generation.run import Run
 from vqjax.report import charts, codebook, curves, neighbours, tables
-from vqjax.runs.workdir import write_class_names, write_config
+from vqjax.runs.workdir import write_condition, write_config
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SECTIONS = ["metrics", "reconstructions", "samples", "neighbours", "codebook", "training"]
@@ -117,11 +118,16 @@ def report(workdir, *flags):
 
 
 @pytest.fixture(scope="module")
+def run(workdir):
+    return Run(workdir, tiny.one_device())
+
+
+@pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A copy of the finished run, evaluated, whose classes have names that HTML would mistake."""
     folder = tmp_path_factory.mktemp("report") / "a run"
     shutil.copytree(tiny.finished_run().workdir, folder)
-    write_class_names(folder, CLASSES)
+    write_condition(folder, ClassCondition(CLASSES))
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(METRICS))
     return folder
@@ -236,7 +242,7 @@ def test_wrong_input(flags, expected, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_copies_of_training_images_show(workdir):
+def test_copies_of_training_images_show():
     data = tiny.finished_run().config.data
     training = build_source(data.source, "train", 16)
     rng = np.random.default_rng(0)
@@ -250,8 +256,8 @@ def test_copies_of_training_images_show(workdir):
         samples,
         [0, 1, 2],
         training,
-        evaluation_batches(training, batch_size=8, resolution=16),
-        evaluation_batches(held_out, batch_size=4, resolution=16),
+        evaluation_batches(training, tiny.CONDITION, batch_size=8, resolution=16),
+        evaluation_batches(held_out, tiny.CONDITION, batch_size=4, resolution=16),
         31,
     )
     assert (found.scanned, found.available, found.held_out) == (24, 24, 7)
@@ -269,14 +275,14 @@ def test_copies_of_training_images_show(workdir):
     assert found.near == 2 / 40 and found.near_held_out == 1 / 7 and found.twins == 0
 
 
-def test_the_codebook_is_counted_over_valid_images(workdir):
+def test_the_codebook_is_counted_over_valid_images(run):
     data = tiny.finished_run().config.data
-    generator = Generator(workdir, tiny.one_device())
     source = build_source(data.source, "validation", 16)
-    found = codebook.inspect(generator, evaluation_batches(source, batch_size=4, resolution=16))
+    batches = evaluation_batches(source, tiny.CONDITION, batch_size=4, resolution=16)
+    found = codebook.inspect(run, batches)
     images = np.stack([source[i]["image"] for i in range(7)]) / np.float32(127.5) - 1
-    _, told = jax.jit(generator.tokenizer.apply)(generator.tokenizer_variables, images)
-    _, counts = np.unique(np.asarray(told["codes"]), return_counts=True)
+    _, tokens, *_ = jax.jit(run.tokenizer.apply)(run.tokenizer_variables, images)
+    _, counts = np.unique(np.asarray(tokens.codes), return_counts=True)
     p = counts / counts.sum()
     assert (found.images, found.tokens, found.used) == (7, 7 * 16, len(counts))
     assert found.perplexity == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-5)
@@ -295,10 +301,14 @@ def test_principal_components():
     np.testing.assert_allclose(codebook.principal_components(vectors[::-1])[0][::-1], points)
     # One number a code: there is but one component.
     assert codebook.principal_components(vectors[:, :1])[1].tolist() == [1.0, 0.0]
+    # Codes that are all alike are at one point.
+    for same in (vectors[:1], np.repeat(vectors[:1], 4, axis=0).round()):
+        points, shares = codebook.principal_components(same)
+        assert not points.any() and not shares.any()
 
 
-def test_parameters_add_up(workdir):
-    variables = Generator(workdir, tiny.one_device()).tokenizer_variables
+def test_parameters_add_up(run):
+    variables = run.tokenizer_variables
     rows = tables.parameters(variables)
     trained = [row for row in rows if row.share is not None]
     tops = [row for row in trained if row.level == 0]

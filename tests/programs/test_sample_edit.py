@@ -12,9 +12,8 @@ import tiny_network
 from PIL import Image
 from test_command_line import error
 
-from vqjax.generation.run import Generator
-from vqjax.samplers.rejection import Rejection, candidate_labels
-from vqjax.training.prior_stage import sampling_spec
+from vqjax.generation.run import Run
+from vqjax.samplers.rejection import Rejection, candidate_groups
 
 HEIGHT, WIDTH = 20, 24
 
@@ -107,16 +106,16 @@ def test_the_best_candidates_of_each_class_are_kept_in_the_order_of_the_labels(b
         """The mean of each colour: three classes."""
         return 20 * images.mean(axis=(1, 2))
 
-    generator = Generator(tiny.finished_run().workdir, tiny.one_device())
-    spec = sampling_spec(generator.prior, generator.prior.grid, generator.config.sampling)
+    run = Run(tiny.finished_run().workdir, tiny.one_device())
+    sampling = run.sampling(batch_size=4)
     labels = np.array([2, 0, 2, 1, 0], np.int32)
-    options = {"seed": 3, "batch_size": 4}
     rejection = Rejection(0.5, classify, by)
-    kept = np.concatenate([*generator.generate(labels, spec, rejection=rejection, **options)])
+    batches = run.images(labels[:, None], sampling, rejection=rejection, seed=3)
+    kept = np.concatenate(list(batches))
     assert kept.shape == (5, 16, 16, 3) and kept.dtype == np.uint8
 
-    candidates = candidate_labels(labels, 0.5)
-    images = np.concatenate([*generator.generate(candidates, spec, **options)])
+    candidates = candidate_groups(labels, 0.5)
+    images = np.concatenate(list(run.images(candidates[:, None], sampling, seed=3)))
     logits = 20 * (images / 127.5 - 1).mean(axis=(1, 2))
     log_p = scipy.special.log_softmax(logits, axis=-1)
     scores = log_p.max(1) if by == "confidence" else log_p[np.arange(10), candidates]
@@ -141,7 +140,7 @@ INPAINT = ["--edit=inpaint", "--image=@image.png", "--mask=@mask.png", "--label=
         ([*INPAINT, "--box=0,0,4,4"], "--box goes with --edit=replace, and with nothing else"),
         ([*INPAINT, "--top=4"], "--top goes with --edit=outpaint, and with nothing else"),
         ([*INPAINT, "--label=3"], "--label=3: give a number from 0 to 2"),
-        ([*INPAINT, "--label="], "trained without condition_dropout, so it needs --label"),
+        ([*INPAINT, "--label="], "trained without condition_dropout, so editing needs --label"),
         (["--edit=inpaint", "--image=@image.png"], "needs --image and --mask"),
         (["--edit=inpaint", "--mask=@mask.png"], "needs --image and --mask"),
         (["--mask=@mask.png"], "--mask goes with --edit=inpaint, and with nothing else"),
@@ -171,6 +170,7 @@ def test_one_line_before_any_model_is_loaded(flags, expected, folder, capsys, mo
         raise AssertionError("weights are loaded")
 
     monkeypatch.setattr("vqjax.generation.run.load_weights", load_weights)
+    monkeypatch.setattr("vqjax.generation.run.load_tokenizer", load_weights)
     monkeypatch.setattr(
         "vqjax.programs.sampling_flags.imagenet_classifier", tiny_network.classifier
     )

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 from vqjax.errors import InputError
-from vqjax.runs.checkpoints import Checkpointer
 from vqjax.parallel import make_mesh, state_shardings
+from vqjax.runs.checkpoints import Checkpointer
 
 
 @flax.struct.dataclass

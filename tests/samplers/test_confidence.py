@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from tiny_prior import CODES, schedule, spec_of
+from tiny_prior import CODES, schedule
 
-from vqjax.errors import InputError
-from vqjax.samplers.multigrained import choose, still_masked
+from vqjax.errors import FieldError
+from vqjax.samplers.confidence import choose, still_masked
+from vqjax.samplers.multigrained import MultiGrainedSampling
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 12, 64])
@@ -30,13 +31,15 @@ def test_still_masked_fixes_one_where_the_schedule_would_none():
     np.testing.assert_array_equal(kept, [4, 1, 0, 0])
 
 
-_choose = functools.partial(jax.jit, static_argnums=5)(choose)
+_choose = functools.partial(jax.jit, static_argnums=(5, 6, 7))(choose)
 
 
 def chosen(logits, unknown, keep, noise, **fields):
     """`choose` with numpy in and out."""
     arrays = (jnp.asarray(x) for x in (logits, unknown, keep, np.float32(noise)))
-    return [np.asarray(x) for x in _choose(jax.random.key(0), *arrays, spec_of(**fields))]
+    settings = MultiGrainedSampling(**fields)
+    draw = settings.temperature, settings.top_k, settings.top_p
+    return [np.asarray(x) for x in _choose(jax.random.key(0), *arrays, *draw)]
 
 
 def test_choose_fixes_the_most_confident_of_the_unknown_cells():
@@ -91,5 +94,5 @@ def test_the_choice_is_noisier_the_larger_its_gumbel_noise():
 )
 def test_settings_out_of_their_range_are_named(name, values):
     for value in values:
-        with pytest.raises(InputError, match=f"sampling {name}={value}: .* is needed"):
-            spec_of(**{name: value})
+        with pytest.raises(FieldError, match=f"^{name}={value}: .* is needed"):
+            MultiGrainedSampling(**{name: value})

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from ml_collections import ConfigDict
 from tiny_prior import (
     BLOCKS,
     CLASSES,
@@ -22,11 +21,11 @@ from tiny_prior import (
 )
 from tiny_sampler import BATCH, Watched, noise_logits, nothing_known, random_known, sample
 
-from vqjax.errors import InputError
+from vqjax.errors import FieldError
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.samplers.multigrained import guided_logits
+from vqjax.samplers.guidance import check_guidance, guided_logits
+from vqjax.samplers.multigrained import MultiGrainedSampling
 from vqjax.tokens import Tokens
-from vqjax.training.prior_stage import sampling_spec
 
 # Condition dropout
 
@@ -57,7 +56,7 @@ def test_condition_dropout_gives_whole_images_the_null_condition():
     null = [NULL, PADDING, PADDING]
     codes = np.resize(random_codes(), (images, *GRID))
     condition = np.random.default_rng(0).integers(0, CLASSES, (images, length)).astype(np.int32)
-    prior, variables = make(num_classes=CLASSES, condition_dropout=rate)
+    prior, variables = make(num_ids=CLASSES, condition_dropout=rate)
     window, seen = seen_by_loss(prior, variables, codes, condition, train=True)
     seen = seen.reshape(images, len(BLOCKS), length)
     dropped = (seen[:, 0] == null).all(1)
@@ -66,7 +65,7 @@ def test_condition_dropout_gives_whole_images_the_null_condition():
     assert scipy.stats.binomtest(int(dropped.sum()), images, rate).pvalue > 0.01
 
     # The same masks as without, and no dropout where losses are held out.
-    plain, _ = make(num_classes=CLASSES)
+    plain, _ = make(num_ids=CLASSES)
     np.testing.assert_array_equal(
         window, seen_by_loss(plain, variables, codes, condition, train=True)[0]
     )
@@ -75,7 +74,7 @@ def test_condition_dropout_gives_whole_images_the_null_condition():
 
 
 def test_a_longer_null_condition_is_the_null_class_and_nothing_else():
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     inputs = forward_inputs(prior)[:3]
     shape = jnp.zeros((len(BLOCKS), 3), jnp.int32)
     long = np.asarray(prior.apply(variables, shape, method="null_condition"))
@@ -96,32 +95,22 @@ def test_guided_logits_are_the_formula_in_one_call_with_the_null_id():
     window = rng.integers(0, CODES, (3, 25)).astype(np.int32)
     calls = []
 
-    def apply(variables, *inputs, method=None):
+    def logits_of(codes, query, tokens, condition):
         """Linear in the condition's row and in the window, for two cells."""
-        if method == "null_condition":
-            return jnp.full_like(inputs[0], NULL)
-        codes, query, tokens, condition, grid = inputs
-        calls.append((np.asarray(query), np.asarray(condition), grid))
+        calls.append((np.asarray(query), np.asarray(condition)))
         logits = table[condition[:, 0]] + codes.astype(jnp.float32) @ weights + tokens[:, 0, :1]
         return jnp.stack([logits, logits * query[:, None]], axis=1)
 
     query = np.array([0, 1, 2], np.int32)
     tokens = rng.normal(size=(3, 6, 4)).astype(np.float32)
-    logits = guided_logits(
-        apply,
-        {},
-        jnp.asarray(window),
-        jnp.asarray(query),
-        jnp.asarray(tokens),
-        condition,
-        GRID,
-        jnp.float32(2.5),
-    )
+    rows = jnp.asarray(window), jnp.asarray(query), jnp.asarray(tokens)
+    null = jnp.full_like(condition, NULL)
+    logits = guided_logits(logits_of, rows, null, condition, jnp.float32(2.5))
     shared = window.astype(np.float64) @ weights.astype(np.float64) + tokens[:, 0, :1]
     given, without = table[np.array([2, 0, 4])].astype(np.float64), table[NULL].astype(np.float64)
     first = shared + without + 2.5 * (given - without)
     np.testing.assert_allclose(logits, np.stack([first, first * query[:, None]], 1), rtol=1e-4)
-    assert len(calls) == 1 and calls[0][2] == GRID
+    assert len(calls) == 1
     for image in range(3):
         rows = calls[0][1][calls[0][0] == image, 0]
         assert sorted(rows) == sorted([NULL, int(condition[image, 0])])
@@ -189,11 +178,11 @@ def test_guidance_of_one_is_no_guidance_and_costs_nothing():
 
 
 def test_guidance_of_zero_samples_without_the_condition():
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     known, mask = random_known(spec_of())
     condition = jnp.asarray([[0], [1], [2]], jnp.int32)
     null = jnp.full_like(condition, NULL)
-    inputs = prior.apply, variables, known, mask
+    inputs = prior, variables, known, mask
     unguided = sample(*inputs, spec_of(steps=2, guidance=0.0), condition=condition)
     np.testing.assert_array_equal(unguided, sample(*inputs, spec_of(steps=2), condition=null))
     assert (unguided != sample(*inputs, spec_of(steps=2), condition=condition)).any()
@@ -203,20 +192,16 @@ def test_guidance_of_zero_samples_without_the_condition():
     ("fields", "settings", "expected"),
     [
         ({}, {"guidance": 2.0}, "guidance=2.0: this prior is unconditional"),
-        ({"num_classes": CLASSES}, {"guidance": 2.0}, "has never seen the null condition"),
+        ({"num_ids": CLASSES}, {"guidance": 2.0}, "has never seen the null condition"),
         ({}, {"guidance": -1.0}, "guidance=-1.0: 0 or more is needed"),
-        ({}, {"guidance_schedule": "cosine"}, "guidance_schedule=cosine: constant or linear"),
     ],
 )
 def test_guidance_that_cannot_be(fields, settings, expected):
     prior, _ = make(**fields)
-    with pytest.raises(InputError, match=expected):
-        sampling_spec(prior, GRID, ConfigDict(settings))
+    with pytest.raises(FieldError, match=expected):
+        check_guidance(prior, MultiGrainedSampling(**settings))
 
 
-def test_settings_of_the_config_reach_the_sampler():
-    prior, _ = make(num_classes=CLASSES, condition_dropout=0.1)
-    settings = {"guidance": 2.0, "guidance_schedule": "linear", "steps": 5, "num_images": 3}
-    spec = sampling_spec(prior, (3, 4), ConfigDict(settings))
-    assert (spec.guidance, spec.guidance_schedule, spec.steps) == (2.0, "linear", 5)
-    assert (spec.grid, spec.block_size, spec.halo, spec.mask_id) == ((3, 4), 3, 1, CODES)
+def test_a_prior_that_knows_the_null_condition_may_be_guided():
+    prior, _ = make(num_ids=CLASSES, condition_dropout=0.1)
+    check_guidance(prior, MultiGrainedSampling(guidance=2.0))

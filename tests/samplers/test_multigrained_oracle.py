@@ -65,12 +65,12 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
     ids=lambda x: "-".join(str(v) for v in x.values()) or "none",
 )
 def test_the_whole_sampler_equals_plain_loops_where_nothing_is_random(guidance):
-    prior, variables = make(num_classes=CLASSES)
+    prior, variables = make(num_ids=CLASSES)
     spec = spec_of(steps=3, top_k=1, choice_temperature=0.0, **guidance)
     known, mask = random_known(spec, seed=3)
     mask[0] = False
     condition = jnp.arange(BATCH, dtype=jnp.int32)[:, None]
-    codes = sample(prior.apply, variables, known, mask, spec, condition=condition)
+    codes = sample(prior, variables, known, mask, spec, condition=condition)
     expected = greedy_oracle(prior, variables, condition, known, mask, spec)
     np.testing.assert_array_equal(codes, expected)
     assert len(np.unique(codes[0])) > 2

@@ -1,14 +1,12 @@
 """Sampling block by block: schedule, order, what each step sees, may change and costs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from tiny_prior import CODES, make, schedule, spec_of
+from tiny_prior import CODES, GRID, make, schedule, spec_of
 from tiny_sampler import (
     BATCH,
     Watched,
@@ -22,7 +20,8 @@ from tiny_sampler import (
 
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers import multigrained
-from vqjax.samplers.multigrained import BlockwiseSampling
+from vqjax.samplers.multigrained import MultiGrainedSampling
+from vqjax.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +203,7 @@ def test_known_tokens_never_change_and_codes_are_codes(dtype):
     spec = spec_of(steps=3, top_p=0.95)
     for seed in range(4):
         known, mask = random_known(spec, seed)
-        codes = sample(prior.apply, variables, known, mask, spec, seed)
+        codes = sample(prior, variables, known, mask, spec, seed)
         np.testing.assert_array_equal(codes[mask], known[mask])
         assert ((codes >= 0) & (codes < CODES)).all()
 
@@ -213,20 +212,25 @@ def test_the_key_decides():
     prior, variables = make()
     spec = spec_of(steps=3, top_p=0.95)
     known, mask = nothing_known(spec)
-    first, again, other = (sample(prior.apply, variables, known, mask, spec, s) for s in (0, 0, 1))
+    first, again, other = (sample(prior, variables, known, mask, spec, s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert (first[0] != first[1]).any()  # images of a batch are drawn apart
 
 
 def test_a_second_call_compiles_nothing():
-    apply = Watched(noise_logits).apply
-    before = multigrained.sample._cache_size()
+    """Whatever is known, and whether it is anything."""
+    prior = Watched(noise_logits)
+    before = multigrained._sample._cache_size()
     for seed in range(3):
-        known, mask = (jnp.asarray(x) for x in random_known(spec_of(), seed))
-        condition = jnp.zeros((BATCH, 0), jnp.int32)
-        multigrained.sample(apply, {}, jax.random.key(seed), condition, known, mask, spec_of())
-    assert multigrained.sample._cache_size() == before + 1
+        sample(prior, {}, *random_known(spec_of(), seed), spec_of(), seed)
+    nothing = sample(prior, {}, *nothing_known(spec_of()), spec_of())
+    condition, settings = jnp.zeros((BATCH, 0), jnp.int32), spec_of().settings
+    for known in (None, Tokens.none(BATCH, GRID)):
+        tokens = multigrained.sample(prior, {}, jax.random.key(0), condition, known, settings, GRID)
+        np.testing.assert_array_equal(tokens.codes, nothing)
+        np.testing.assert_array_equal(tokens.positions[0], np.arange(nothing.shape[1]))
+    assert multigrained._sample._cache_size() == before + 1
 
 
 def all_shapes(jaxpr):
@@ -247,15 +251,13 @@ def test_a_step_costs_one_query_blocks_sequence():
         num_codes=CODES, grid=grid, dim=16, num_layers=1, num_heads=2, block_size=size, halo=halo
     )
     _, variables = make(grid=grid, block_size=size, halo=halo, num_layers=1, embed_dim=256)
-    spec = BlockwiseSampling(grid, size, halo, CODES)
-    known, mask = nothing_known(spec, batch)
-    program = jax.make_jaxpr(functools.partial(multigrained.sample, prior.apply, spec=spec))(
-        variables,
-        jax.random.key(0),
-        jnp.zeros((batch, 0), jnp.int32),
-        jnp.asarray(known),
-        jnp.asarray(mask),
-    )
+
+    def draw(variables, key, condition):
+        settings = MultiGrainedSampling()
+        return multigrained.sample(prior, variables, key, condition, None, settings, grid)
+
+    condition = jnp.zeros((batch, 0), jnp.int32)
+    program = jax.make_jaxpr(draw)(variables, jax.random.key(0), condition)
     shapes = {shape for shape, floating in all_shapes(program.jaxpr) if floating}
     sequence = 16 + (size + 2 * halo) ** 2
     attention = {s for s in shapes if len(s) == 4 and s[:2] == (batch, 2) and s[2] == s[3]}

@@ -9,16 +9,32 @@ import pytest
 import scipy.special
 
 from vqjax.errors import InputError
-from vqjax.samplers.rejection import Rejection, best, candidate_labels, keep_best, score
+from vqjax.samplers.rejection import (
+    Rejection,
+    best,
+    candidate_groups,
+    condition_groups,
+    keep_best,
+    score,
+)
 
 
 @pytest.mark.parametrize("acceptance", ["1", "0.5", "0.3", "0.35", "0.7", "0.1"])
 def test_candidates_of_each_class_are_the_wanted_ones_over_the_acceptance(acceptance):
     wanted = {0: 2, 1: 1, 4: 21}
     labels = np.random.default_rng(0).permutation(np.repeat([*wanted], [*wanted.values()]))
-    candidates = candidate_labels(labels, float(acceptance))
+    candidates = candidate_groups(labels, float(acceptance))
     expected = {k: math.ceil(n / Fraction(acceptance)) for k, n in wanted.items()}
     assert {k: np.sum(candidates == k) for k in set(candidates.tolist())} == expected
+
+
+def test_images_are_grouped_by_their_whole_condition():
+    conditions = np.array([[1, 2], [0, 2], [1, 2], [1, 0]], np.int32)
+    distinct, groups = condition_groups(conditions)
+    np.testing.assert_array_equal(distinct[groups], conditions)
+    assert len(distinct) == 3 and groups.shape == (4,)
+    distinct, groups = condition_groups(np.zeros((3, 0), np.int32))
+    assert distinct[groups].shape == (3, 0) and not groups.any()
 
 
 def test_best_of_each_class_equals_a_sort():
@@ -37,7 +53,7 @@ def test_best_of_each_class_equals_a_sort():
 def test_images_are_kept_in_the_order_in_which_they_were_drawn():
     """So that a part of them is not that of the best ones."""
     labels = np.random.default_rng(0).permutation(np.repeat([0, 2], [30, 20])).astype(np.int32)
-    candidates = candidate_labels(labels, 0.25)
+    candidates = candidate_groups(labels, 0.25)
     scores = np.random.default_rng(1).normal(size=len(candidates)).astype(np.float32)
     kept = keep_best(scores, candidates, labels)
     np.testing.assert_array_equal(candidates[kept], labels)

@@ -1,4 +1,4 @@
-"""The tokenizer's adversary: what it does to both players, from which step on, at what cost."""
+"""The tokenizer's adversary: its part in a step of both networks, and what it costs."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def config():
 
 
 def sgd_stage(config, tmp_path):
-    """A stage in which both players' updates are the gradients themselves."""
+    """A stage in which the updates of both networks are the gradients themselves."""
     stage = tiny.make_stage(config, "tokenizer", tmp_path)
     stage.optimizer = SGD
     if stage.adversary:
@@ -43,7 +43,10 @@ def images(count=4):
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8))
 
 
-LABELS = jnp.zeros(4, jnp.int32)
+def batch():
+    return tiny.as_batch(images(), jnp.zeros(4, jnp.int32))
+
+
 NOTHING = {"discriminator": {}}
 
 
@@ -51,7 +54,7 @@ def gradients(before, after):
     return [
         jax.tree.map(jnp.subtract, old.params, new.params)
         for old, new in (
-            (before.generator, after.generator),
+            (before.model, after.model),
             (before.discriminator, after.discriminator),
         )
     ]
@@ -73,9 +76,9 @@ def plain_losses(stage, discriminator, x, key):
     """Of the tokenizer's parameters: (l2, VQ, hinge) losses, written down as they stand."""
 
     def losses(params):
-        y, quantized = stage.model.apply({"params": params}, x, train=True)
+        y, _, vq_loss, _ = stage.model.apply({"params": params}, x, train=True)
         logits, _ = judge(stage, discriminator.params, discriminator.model_state, y, key)
-        return jnp.stack([l2_loss(y, x), quantized["vq_loss"], -jnp.mean(logits)])
+        return jnp.stack([l2_loss(y, x), vq_loss, -jnp.mean(logits)])
 
     return losses
 
@@ -91,11 +94,11 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
     config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})
     stage = sgd_stage(config, tmp_path)
     before = jax.jit(stage.init)(jax.random.key(0))
-    after, metrics = jax.jit(stage.train_step)(before, NOTHING, images(), LABELS)
+    after, metrics = jax.jit(stage.train_step)(before, NOTHING, batch())
     generator_gradient, discriminator_gradient = gradients(before, after)
 
     x, (key_push, key_real, key_fake) = to_float(images()), keys(0)
-    params, opponent = before.generator.params, before.discriminator
+    params, opponent = before.model.params, before.discriminator
     losses = plain_losses(stage, opponent, x, key_push)
     values, jacobian = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)))(params)
     l2, vq, adversarial = (jax.tree.map(lambda j, i=i: j[i], jacobian) for i in range(3))
@@ -111,7 +114,7 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
     np.testing.assert_allclose(metrics["loss"], values @ np.array([1, 0.7, weight]), rtol=1e-4)
 
     def discriminator_loss(own):
-        y, _ = stage.model.apply({"params": params}, x, train=True)
+        y, *_ = stage.model.apply({"params": params}, x, train=True)
         real, state = judge(stage, own, opponent.model_state, x, key_real)
         fake, state = judge(stage, own, state, y, key_fake)
         loss = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
@@ -140,10 +143,10 @@ def test_before_its_start_there_is_no_adversary(config, tmp_path):
 
     weights = []
     for i in range(6):
-        state, metrics = step(state, NOTHING, images(), LABELS, phase=stage.phase(i))
+        state, metrics = step(state, NOTHING, batch(), phase=stage.phase(i))
         if i < 2:
-            lonely, lonely_metrics = lonely_step(lonely, {}, images(), LABELS)
-            for x, y in ((state.generator, lonely.generator), (metrics, lonely_metrics)):
+            lonely, lonely_metrics = lonely_step(lonely, {}, batch())
+            for x, y in ((state.model, lonely.model), (metrics, lonely_metrics)):
                 jax.tree.map(np.testing.assert_array_equal, x, y)
             jax.tree.map(np.testing.assert_array_equal, state.discriminator, first.discriminator)
         else:
@@ -158,17 +161,19 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
     config.tokenizer.model.widths = (64,)  # so that another pass would show
     stage = sgd_stage(config, tmp_path)
     state = jax.eval_shape(stage.init, jax.random.key(0))
-    player, opponent = state.generator, state.discriminator
+    network, opponent = state.model, state.discriminator
     x = to_float(images())
 
     def generator(params):
-        (_, quantized), pull_back = jax.vjp(
-            lambda p: stage.model.apply({"params": p}, x, train=True), params
-        )
-        return pull_back((x, jax.tree.map(jnp.zeros_like, quantized)))
+        def reconstruct(params):
+            y, _, loss, metrics = stage.model.apply({"params": params}, x, train=True)
+            return y, loss, metrics
+
+        (_, loss, metrics), pull_back = jax.vjp(reconstruct, params)
+        return pull_back((x, *jax.tree.map(jnp.zeros_like, (loss, metrics))))
 
     def critics(params, model_state, y):
-        """The discriminator sees the fake twice, for either player, and the real once."""
+        """The discriminator sees the fake twice, for either network, and the real once."""
 
         def fool(y):
             return jnp.mean(judge(stage, params, model_state, y, jax.random.key(0))[0])
@@ -187,11 +192,11 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
     def flops(function, *args):
         return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
-    step = flops(stage.train_step, state, NOTHING, images(), LABELS)
-    parts = flops(generator, player.params)
+    step = flops(stage.train_step, state, NOTHING, batch())
+    parts = flops(generator, network.params)
     one_pass = parts / 3
     parts += flops(critics, opponent.params, opponent.model_state, x)
-    kernel = player.params["last_convolution"]["kernel"]
+    kernel = network.params["last_convolution"]["kernel"]
     features = jax.ShapeDtypeStruct((4, 16, 16, kernel.shape[2]), jnp.float32)
     # The gradient of a convolution by its kernel costs what the convolution costs.
     parts += 2 * flops(last_layer, features, kernel, x)

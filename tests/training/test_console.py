@@ -31,8 +31,7 @@ def logger():
 def clock(monkeypatch):
     """The bar's clock, which stands still until a test moves it."""
     clock = SimpleNamespace(now=0.0)
-    time = SimpleNamespace(monotonic=lambda: clock.now)
-    monkeypatch.setattr("vqjax.training.console.time", time)
+    monkeypatch.setattr("tqdm.std.time", lambda: clock.now)
     return clock
 
 
@@ -71,6 +70,19 @@ def test_plain_lines_come_every_interval_and_at_the_end(clock, capsys):
         "tokenizer 80/100, loss 0.0125, 2.00 steps/s, 64 images/s, 00:10 left",
         "tokenizer 100/100, loss 0.0100, 2.00 steps/s, 64 images/s, 00:00 left",
     ]
+
+
+def test_lines_of_a_log_file_are_whole(clock, capsys):
+    """No carriage return, no bar, and no second last line; a stopped run has none for its end."""
+    for last in (20, 17):
+        with ProgressBar("prior", 20, 0, 32, interval=5.0) as bar:
+            for step in range(1, last + 1):
+                clock.now += 1
+                bar.update(step)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown and "|" not in shown
+    steps = [line.split(",")[0] for line in shown.splitlines()]
+    assert steps == [f"prior {step}/20" for step in (5, 10, 15, 20, 5, 10, 15)]
 
 
 def test_terminal_gets_a_bar_that_goes_on_from_the_start_step():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
+from vqjax import parallel
 from vqjax.data import build_source, train_batches
-from vqjax.parallel import global_batch, make_mesh, state_shardings
-from vqjax.training import loop
+from vqjax.parallel import global_batch, make_mesh, placed, state_shardings
 from vqjax.random_keys import random_key
+from vqjax.training import loop
 
 STEPS = 10
 SPLITS = [
@@ -27,7 +28,7 @@ SPLITS = [
 def everything_split(monkeypatch):
     """The tests' parameters are too small to be worth splitting: split them all the same."""
     split_all = functools.partial(state_shardings, fsdp_min_size=1)
-    monkeypatch.setattr(loop, "state_shardings", split_all)
+    monkeypatch.setattr(parallel, "state_shardings", split_all)
 
 
 def loss_curve(name, mesh):
@@ -45,19 +46,21 @@ def loss_curve(name, mesh):
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     key = random_key(stage.seed, f"{name}/init", 0)
     state = jax.jit(stage.init, out_shardings=shardings)(key)
-    frozen = stage.load_frozen(loop.placed(stage.frozen_shapes(), mesh))
-    step = loop.compile_train_step(stage, mesh)
+    frozen = stage.load_frozen(placed(stage.frozen_shapes(), mesh))
+    step = loop.jit_train_step(stage, mesh)
     source = build_source(config.data.source, "train", 16)
-    batches = train_batches(source, batch_size=8, seed=0, start_step=0, resolution=16)
+    batches = train_batches(
+        source, tiny.CONDITION, batch_size=8, seed=0, start_step=0, resolution=16
+    )
     losses = []
     for _ in range(STEPS):
         batch = next(batches)
-        state, metrics = step(state, frozen, *global_batch((batch["image"], batch["label"]), mesh))
+        state, metrics = step(state, frozen, global_batch(batch, mesh))
         losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
     batches.close()
     split = {
         axis
-        for x in jax.tree.leaves(state.generator.params)
+        for x in jax.tree.leaves(state.model.params)
         for axis in x.sharding.spec
         if axis is not None and mesh.shape[axis] > 1
     }
@@ -123,8 +126,8 @@ def test_two_processes_are_as_one(tmp_path):
             assert one == pytest.approx(two, **tolerance[name])
         one, two = (tiny.final_state(config, name, folder) for folder in (single, tmp_path / "run"))
         for (path, x), y in zip(
-            jax.tree.leaves_with_path(one.generator.params),
-            jax.tree.leaves(two.generator.params),
+            jax.tree.leaves_with_path(one.model.params),
+            jax.tree.leaves(two.model.params),
             strict=True,
         ):
             np.testing.assert_allclose(x, y, 1e-3, 1e-4, err_msg=jax.tree_util.keystr(path))

@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 from vqjax.data import build_source, evaluation_batches
 from vqjax.errors import InputError
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
-from vqjax.parallel import global_batch
+from vqjax.parallel import global_batch, placed
 from vqjax.training.frechet_monitor import FrechetMonitor
-from vqjax.training.loop import placed
 
 SETTINGS = {"images": 6, "network": "efficientnet_lite1", "weights": "", "sha256": ""}
 
@@ -60,7 +59,7 @@ def test_stages_report_it(name, metric):
     state = tiny.final_state(run.config, name, run.workdir)
 
     def evaluate():
-        batches = evaluation_batches(source, batch_size=8, resolution=16)
+        batches = evaluation_batches(source, tiny.CONDITION, batch_size=8, resolution=16)
         return stage.evaluate(state, frozen, batches, lambda batch: global_batch(batch, mesh))[0]
 
     metrics = evaluate()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
 from vqjax.training.optimizers import (
+    OptimizerSettings,
     accumulate,
     decay_mask,
     ema_update,
@@ -31,6 +34,10 @@ def config(**fields):
     return ConfigDict({**defaults, **fields})
 
 
+def settings(**fields):
+    return OptimizerSettings(**config(**fields))
+
+
 CLOSED_FORMS = {
     "cosine": lambda t, end: end + (1 - end) * 0.5 * (1 + np.cos(np.pi * t)),
     "linear": lambda t, end: 1 - t * (1 - end),
@@ -42,7 +49,7 @@ CLOSED_FORMS = {
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_schedule_is_its_closed_form(name, warmup):
-    schedule = make_schedule(config(schedule=name, warmup_steps=warmup), 60)
+    schedule = make_schedule(settings(schedule=name, warmup_steps=warmup), 60)
     steps = np.arange(80)
     progress = np.clip((steps - warmup) / (60 - warmup), 0, 1)
     expected = 2e-3 * CLOSED_FORMS[name](progress, 0.1)
@@ -66,7 +73,7 @@ def test_schedule_is_its_closed_form(name, warmup):
 )
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        make_optimizer(config(**fields), 60)
+        make_optimizer("prior.optimizer", config(**fields), 60)
 
 
 def params_like_a_scanned_transformer():
@@ -83,9 +90,8 @@ def params_like_a_scanned_transformer():
 
 def test_weight_decay_pulls_on_matrices_alone_even_under_a_scan():
     params = params_like_a_scanned_transformer()
-    optimizer, _ = make_optimizer(
-        config(schedule="constant", warmup_steps=0, learning_rate=0.5, weight_decay=0.1), 10
-    )
+    fields = {"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.5}
+    optimizer, _ = make_optimizer("prior.optimizer", config(**fields, weight_decay=0.1), 10)
     zero = jax.tree.map(np.zeros_like, params)
     updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, zero)
     expected = jax.tree.map(np.zeros_like, params)
@@ -104,8 +110,8 @@ def adam_step(g, m, v, t, rate, settings):
 
 @pytest.mark.parametrize("clip_norm", [None, 0.7])
 def test_adam_with_clipping_is_its_equations(clip_norm):
-    settings = config(name="adam", weight_decay=0.0, clip_norm=clip_norm, warmup_steps=2)
-    optimizer, schedule = make_optimizer(settings, 20)
+    fields = config(name="adam", weight_decay=0.0, clip_norm=clip_norm, warmup_steps=2)
+    optimizer, schedule = make_optimizer("prior.optimizer", fields, 20)
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.zeros(5)}
     state = optimizer.init(params)
@@ -115,7 +121,7 @@ def test_adam_with_clipping_is_its_equations(clip_norm):
         updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
         if clip_norm is not None:
             g = g * min(1, clip_norm / np.linalg.norm(g))
-        expected, m, v = adam_step(g, m, v, t, float(schedule(t - 1)), settings)
+        expected, m, v = adam_step(g, m, v, t, float(schedule(t - 1)), fields)
         np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-4, atol=1e-8)
 
 
@@ -164,8 +170,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches):
         params, model_state, batch = regression()
         key = jax.random.key(0)
         whole = masked_regression(params, model_state, batch, key)
-        run = jax.jit(accumulate, static_argnums=(0, 5))
-        parts = run(masked_regression, params, model_state, batch, key, microbatches)
+        grad_fn = functools.partial(masked_regression, params)
+        run = jax.jit(accumulate, static_argnums=(0, 4))
+        parts = run(grad_fn, model_state, batch, key, microbatches)
         np.testing.assert_allclose(parts[0]["kernel"], whole[0]["kernel"], rtol=1e-12)
         np.testing.assert_allclose(parts[2]["loss"], whole[2]["loss"], rtol=1e-12)
         assert parts[1]["seen"] == 12
@@ -175,13 +182,13 @@ def test_one_microbatch_is_a_plain_call_and_several_draw_apart():
     params, model_state, batch = regression()
     key = jax.random.key(3)
     plain = masked_regression(params, model_state, batch, key)
-    one = accumulate(masked_regression, params, model_state, batch, key, 1)
+    one = accumulate(functools.partial(masked_regression, params), model_state, batch, key, 1)
     jax.tree.map(np.testing.assert_array_equal, one, plain[:3])
 
-    def draw(params, model_state, batch, rng):
-        return params, model_state, {"x": jax.random.normal(rng) ** 2}, jnp.float32(1)
+    def draw(model_state, batch, rng):
+        return {}, model_state, {"x": jax.random.normal(rng) ** 2}, jnp.float32(1)
 
-    two = accumulate(draw, params, model_state, batch, key, 2)[2]["x"]
+    two = accumulate(draw, model_state, batch, key, 2)[2]["x"]
     draws = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(2)]
     np.testing.assert_allclose(two, np.mean(np.square(draws)), rtol=1e-6)
 
@@ -191,13 +198,13 @@ def test_microbatches_split_each_devices_own_rows():
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     batch = {"x": jax.device_put(jnp.arange(32.0).reshape(32, 1), sharding)}
 
-    def grad_fn(params, model_state, batch, rng):
-        return params, {"rows": batch["x"][:, 0]}, {"sum": batch["x"].sum()}, jnp.float32(1)
+    def grad_fn(model_state, batch, rng):
+        return {}, {"rows": batch["x"][:, 0]}, {"sum": batch["x"].sum()}, jnp.float32(1)
 
     @jax.jit
     def run(batch):
         rows = {"rows": jnp.zeros(8)}
-        return accumulate(grad_fn, {}, rows, batch, jax.random.key(0), 4)[1:]
+        return accumulate(grad_fn, rows, batch, jax.random.key(0), 4)[1:]
 
     state, metrics = run(batch)
     np.testing.assert_array_equal(state["rows"], np.arange(8) * 4 + 3)
@@ -210,19 +217,20 @@ def test_microbatches_split_each_devices_own_rows():
 def test_a_batch_that_does_not_divide_is_refused():
     params, model_state, batch = regression()
     with pytest.raises(InputError, match="a batch of 12 does not divide into 5 microbatches"):
-        accumulate(masked_regression, params, model_state, batch, jax.random.key(0), 5)
+        grad_fn = functools.partial(masked_regression, params)
+        accumulate(grad_fn, model_state, batch, jax.random.key(0), 5)
 
 
 def test_the_optimizer_minimises():
     params, model_state, batch = regression()
-    optimizer, _ = make_optimizer(config(learning_rate=0.1, clip_norm=1.0, weight_decay=0.0), 100)
+    fields = config(learning_rate=0.1, clip_norm=1.0, weight_decay=0.0)
+    optimizer, _ = make_optimizer("prior.optimizer", fields, 100)
     state = optimizer.init(params)
 
     @jax.jit
     def step(params, state):
-        grads, _, metrics = accumulate(
-            masked_regression, params, model_state, batch, jax.random.key(0), 3
-        )
+        grad_fn = functools.partial(masked_regression, params)
+        grads, _, metrics = accumulate(grad_fn, model_state, batch, jax.random.key(0), 3)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, metrics["loss"]
 

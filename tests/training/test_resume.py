@@ -48,11 +48,11 @@ def test_state_has_all_that_training_changes():
     end = tiny.final_state(run.config, "tokenizer", run.workdir)
     assert end.step == run.config.tokenizer.steps
     parts = ("params", "opt_state", "ema", "model_state")
-    for player, part in [
-        *(("generator", part) for part in parts),
+    for network, part in [
+        *(("model", part) for part in parts),
         *(("discriminator", part) for part in parts if part != "ema"),
     ]:
-        before, after = (getattr(getattr(state, player), part) for state in (start, end))
+        before, after = (getattr(getattr(state, network), part) for state in (start, end))
         assert jax.tree.leaves(after), part
         assert any(
             not np.array_equal(x, y)
@@ -123,7 +123,7 @@ def test_damaged_checkpoint(name, workdir, caplog):
 def test_finished_stage_is_skipped(workdir, caplog, monkeypatch):
     run = tiny.finished_run()
     before = tiny.contents(workdir)
-    monkeypatch.setattr(loop, "compile_train_step", None)
+    monkeypatch.setattr(loop, "jit_train_step", None)
     with caplog.at_level(logging.INFO, logger="vqjax"):
         for name in STAGES:
             tiny.train(run.config, name, workdir)

@@ -6,15 +6,14 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from etils import epath
 from ml_collections import ConfigDict
 
-from vqjax import quantizers
 from vqjax.data import build_source, evaluation_batches
 from vqjax.errors import InputError, TrainingError
 from vqjax.losses.pixelwise import l1_loss, l2_loss
-from vqjax.parallel import global_batch
+from vqjax.parallel import global_batch, placed
 from vqjax.pixels import to_float
-from vqjax.training import loop
 from vqjax.random_keys import random_key
 from vqjax.training.tokenizer_stage import TokenizerStage
 
@@ -43,7 +42,7 @@ def sgd_stage(config, name):
 
 
 def step_gradient(before, after):
-    return jax.tree.map(jnp.subtract, before.generator.params, after.generator.params)
+    return jax.tree.map(jnp.subtract, before.model.params, after.model.params)
 
 
 def batch(count=8, side=16):
@@ -53,7 +52,7 @@ def batch(count=8, side=16):
 
 
 def frozen_of(stage):
-    return stage.load_frozen(loop.placed(stage.frozen_shapes(), tiny.one_device()))
+    return stage.load_frozen(placed(stage.frozen_shapes(), tiny.one_device()))
 
 
 def trained(name):
@@ -68,7 +67,7 @@ def validation(stage, state, frozen):
     config = tiny.finished_run().config
     source = build_source(config.data.source, "validation", 16)
     mesh = tiny.one_device()
-    batches = evaluation_batches(source, batch_size=8, resolution=16)
+    batches = evaluation_batches(source, tiny.CONDITION, batch_size=8, resolution=16)
     return stage.evaluate(state, frozen, batches, lambda x: global_batch(x, mesh))[0]
 
 
@@ -82,7 +81,7 @@ def plain_tokenizer_loss(stage, frozen, images):
     weights = stage.weights
 
     def loss(params, model_state, rng):
-        (y, quantized), model_state = stage.model.apply(
+        (y, _, vq_loss, _), model_state = stage.model.apply(
             {"params": params, **model_state},
             to_float(images),
             train=True,
@@ -90,7 +89,7 @@ def plain_tokenizer_loss(stage, frozen, images):
             mutable=list(model_state),
         )
         x = to_float(images)
-        total = weights.vq * quantized["vq_loss"]
+        total = weights.vq * vq_loss
         total += weights.l1 * l1_loss(x, y) + weights.l2 * l2_loss(x, y)
         if weights.perceptual:
             total += weights.perceptual * jnp.mean(stage.lpips.apply(frozen["perceptual"], x, y))
@@ -105,7 +104,7 @@ def plain_prior_loss(stage, frozen, images, labels):
     def loss(params, model_state, rng):
         tokens = stage.tokenizer.apply(frozen, to_float(images), method="encode")
         mask, dropout = jax.random.split(rng)
-        return stage.model.apply(
+        nats, _, metrics = stage.model.apply(
             {"params": params, **model_state},
             tokens,
             labels[:, None],
@@ -113,6 +112,7 @@ def plain_prior_loss(stage, frozen, images, labels):
             method="loss",
             rngs={"mask": mask, "dropout": dropout},
         )
+        return nats, metrics
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -129,9 +129,9 @@ def test_tokenizer_gradient_is_that_of_the_whole_loss(config):
     images, labels = batch(2, side=32)
     state = jax.jit(stage.init)(jax.random.key(0))
 
-    after, metrics = jax.jit(stage.train_step)(state, frozen, images, labels)
+    after, metrics = jax.jit(stage.train_step)(state, frozen, tiny.as_batch(images, labels))
     plain = jax.jit(plain_tokenizer_loss(stage, frozen, images))
-    (loss, _), grads = plain(state.generator.params, {}, random_key(0, "tokenizer/train", 0))
+    (loss, _), grads = plain(state.model.params, {}, random_key(0, "tokenizer/train", 0))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-4)
     assert_close(step_gradient(state, after), grads)
@@ -146,12 +146,12 @@ def test_tokenizer_gradient_is_that_of_the_whole_loss(config):
 def test_prior_gradient_is_that_of_its_loss(config):
     _, state, frozen = trained("prior")
     stage = sgd_stage(config, "prior")
-    state = state.replace(generator=state.generator.replace(opt_state=stage.optimizer.init(0.0)))
+    state = state.replace(model=state.model.replace(opt_state=stage.optimizer.init(0.0)))
     images, labels = batch()
-    after, metrics = jax.jit(stage.train_step)(state, frozen, images, labels)
+    after, metrics = jax.jit(stage.train_step)(state, frozen, tiny.as_batch(images, labels))
     plain = jax.jit(plain_prior_loss(stage, frozen, images, labels))
     key = random_key(config.seed, "prior/train", state.step)
-    (loss, _), grads = plain(state.generator.params, {}, key)
+    (loss, _), grads = plain(state.model.params, {}, key)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     assert_close(step_gradient(state, after), grads)
     assert set(metrics) == {"loss", "accuracy", "gradient_norm", "learning_rate"}
@@ -173,9 +173,9 @@ def test_one_forward_and_one_backward(name, config):
     def flops(function, *args):
         return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
-    player = state.generator
-    step = flops(stage.train_step, state, frozen, images, labels)
-    wanted = flops(plain, player.params, player.model_state, frozen, jax.random.key(0))
+    network = state.model
+    step = flops(stage.train_step, state, frozen, tiny.as_batch(images, labels))
+    wanted = flops(plain, network.params, network.model_state, frozen, jax.random.key(0))
     assert step == pytest.approx(wanted, rel=0.05)
 
 
@@ -187,57 +187,23 @@ def test_microbatches_make_the_update_of_the_whole_batch(config):
         config.tokenizer.microbatches = microbatches
         stage = sgd_stage(config, "tokenizer")
         state = state or jax.jit(stage.init)(jax.random.key(0))
-        after, metrics = jax.jit(stage.train_step)(state, {}, images, labels)
+        after, metrics = jax.jit(stage.train_step)(state, {}, tiny.as_batch(images, labels))
         del metrics["batch_perplexity"]
         outcomes.append((step_gradient(state, after), metrics))
     assert_close(*outcomes)
 
 
-def latents_and_codes(model, images):
-    return model.encoder(images), model.encode(images).codes
-
-
-def test_dead_codes_of_a_gradient_codebook_restart(config):
-    """Unused codes are vectors of the batch after the step, in parameters and average alike."""
-    quantizer = config.tokenizer.model.quantizer
-    quantizer.learning, quantizer.restart_below, quantizer.decay = "gradient", 0.1, 0.01
-    config.tokenizer.ema_decay = 0.5
-    stage = sgd_stage(config, "tokenizer")
-    state = jax.jit(stage.init)(jax.random.key(0))
-    images, labels = batch()
-    after, _ = jax.jit(stage.train_step)(state, {}, images, labels)
-
-    variables = {"params": state.generator.params, **state.generator.model_state}
-    latents, codes = jax.jit(stage.model.apply, static_argnames="method")(
-        variables, to_float(images), method=latents_and_codes
-    )
-    used = np.bincount(np.ravel(codes), minlength=32) > 0
-    assert 0 < used.sum() < 32
-    latents = np.asarray(jax.nn.standardize(latents, axis=-1)).reshape(-1, quantizer.code_dim)
-    for params in (after.generator.params, after.generator.ema):
-        codebook = np.asarray(params["quantizer"]["codebook"])
-        distance = np.abs(codebook[:, None] - latents).max(-1).min(-1)
-        assert (distance[~used] < 1e-5).all()
-        assert (distance[used] > 1e-3).all()
-    before = np.asarray(state.generator.params["quantizer"]["codebook"])
-    moved = np.abs(np.asarray(after.generator.params["quantizer"]["codebook"]) - before).max(-1)
-    assert (moved[used] > 0).all()
-    assert (moved[used] < moved[~used].min()).all()
-    restarts = after.generator.model_state[quantizers.RESTARTS]
-    assert not any(np.any(x) for x in jax.tree.leaves(restarts))
-
-
 @pytest.mark.parametrize("name", STAGES)
 def test_average_of_the_weights_is_evaluated(name):
     stage, state, frozen = trained(name)
-    player = state.generator
-    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), player.params)
+    network = state.model
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), network.params)
     metrics = validation(stage, state, frozen)
-    with_broken = state.replace(generator=player.replace(params=broken))
+    with_broken = state.replace(model=network.replace(params=broken))
     assert validation(stage, with_broken, frozen) == metrics
-    without = state.replace(generator=player.replace(ema=None))
+    without = state.replace(model=network.replace(ema=None))
     assert validation(stage, without, frozen) != metrics
-    as_params = state.replace(generator=player.replace(params=player.ema, ema=None))
+    as_params = state.replace(model=network.replace(params=network.ema, ema=None))
     assert validation(stage, as_params, frozen) == pytest.approx(metrics)
 
 
@@ -245,14 +211,17 @@ def test_validation_counts_every_image_once():
     """As all held-out images at once do: no padding, no mean of means or of perplexities."""
     config = tiny.finished_run().config
     source = build_source(config.data.source, "validation", 16)
-    (whole,) = evaluation_batches(source, batch_size=tiny.VALIDATION_IMAGES, resolution=16)
+    (whole,) = evaluation_batches(
+        source, tiny.CONDITION, batch_size=tiny.VALIDATION_IMAGES, resolution=16
+    )
     assert whole["valid"].all()
     x = to_float(jnp.asarray(whole["image"]))
 
     stage, state, frozen = trained("tokenizer")
     metrics = validation(stage, state, frozen)
-    y, quantized = jax.jit(stage.model.apply)(state.generator.variables, x)
-    frequency = np.bincount(np.ravel(quantized["codes"]), minlength=32) / quantized["codes"].size
+    variables = {"params": state.model.weights, **state.model.model_state}
+    y, tokens, _, _ = jax.jit(stage.model.apply)(variables, x)
+    frequency = np.bincount(np.ravel(tokens.codes), minlength=32) / tokens.codes.size
     entropy = -sum(p * np.log(p) for p in frequency if p)
     assert metrics["codebook_usage"] == pytest.approx(np.mean(frequency > 0))
     assert metrics["codebook_perplexity"] == pytest.approx(np.exp(entropy), rel=1e-5)
@@ -277,7 +246,7 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
         return stage.evaluate(state, frozen, batches, jax.device_put)[0]["codebook_usage"]
 
     encode = jax.jit(stage.model.apply, static_argnames="method")
-    variables = state.generator.variables
+    variables = {"params": state.model.weights, **state.model.model_state}
     codes = [
         set(np.ravel(encode(variables, to_float(b["image"]), method="encode").codes).tolist())
         for b in batches
@@ -311,9 +280,9 @@ def test_a_distance_as_the_best_metric(config, tmp_path, images, mode, expected)
 class Breaks(TokenizerStage):
     """Its l2 term is not a number in the fifth step."""
 
-    def train_step(self, state, frozen, images, labels, phase=None):
+    def train_step(self, state, frozen, batch, phase=None):
         self.step = state.step
-        return super().train_step(state, frozen, images, labels, phase)
+        return super().train_step(state, frozen, batch, phase)
 
     def reconstruction_loss(self, reconstructions, images, frozen):
         loss, terms = super().reconstruction_loss(reconstructions, images, frozen)
@@ -324,8 +293,7 @@ class Breaks(TokenizerStage):
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config.tokenizer.loss.l1 = 1.0
     config.tokenizer.checkpoint_every = 1
-    model = tiny.make_stage(config, "tokenizer", tmp_path).model
-    stage = Breaks("tokenizer", config.tokenizer, config.seed, model, 16)
+    stage = Breaks("tokenizer", config, epath.Path(tmp_path))
     message = r"tokenizer: step 5: l2 is nan, .*last good checkpoint is step 4 in .*learning rate"
     with pytest.raises(TrainingError, match=message) as e:
         tiny.train(config, "tokenizer", tmp_path, stage)

@@ -45,8 +45,8 @@ class Folder:
         validation_range: see above.
         validation_fraction: in [0, 1], for a split by hash.
         captions: file of captions, absolute or relative to `path`, with one image a line: JSON
-            objects {"name": ..., "caption": ...} if it ends in .jsonl, else name, tab, caption. The
-            first caption of a name counts; an image without a line has the caption "".
+            objects {"name": ..., "caption": ...} if it ends in .jsonl, else name, tab, caption. A
+            name may have several lines: all its captions are kept, in their order.
 
     Raises:
         InputError: a folder or file that is missing, unreadable, or without images; a line that
@@ -106,7 +106,7 @@ class Folder:
         return Example(
             image=decode_image(data, str(path)),
             label=int(self._labels[index]),
-            caption=self._captions.get(name, ""),
+            captions=self._captions.get(name, ()),
             name=name,
         )
 
@@ -160,8 +160,8 @@ class Folder:
                 _fail(field, f"entry {number}, {name!r}, is not an image below {self._root}")
         return listed
 
-    def _read_captions(self) -> dict[str, str]:
-        captions: dict[str, str] = {}
+    def _read_captions(self) -> dict[str, tuple[str, ...]]:
+        captions: dict[str, list[str]] = {}
         as_json = str(self.captions).endswith(".jsonl")
         for number, line in enumerate(self._lines("captions"), start=1):
             if not line.strip():
@@ -175,11 +175,11 @@ class Folder:
             except (ValueError, KeyError, TypeError):
                 wanted = '{"name": ..., "caption": ...}' if as_json else "name, tab, caption"
                 _fail("captions", f"line {number} of {self.captions} is not {wanted}")
-            captions.setdefault(name, caption.strip())
-        captions = {name: captions[name] for name in self._names if name in captions}
-        if not captions:
+            captions.setdefault(name, []).append(caption.strip())
+        kept = {name: tuple(captions[name]) for name in self._names if name in captions}
+        if not kept:
             _fail("captions", f"{self.captions} names none of the images, such as {self._names[0]}")
-        return captions
+        return kept
 
     def _lines(self, field: str) -> list[str]:
         path = self._root / Path(getattr(self, field)).expanduser()

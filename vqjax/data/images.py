@@ -1,4 +1,4 @@
-"""Any image file to RGB, and RGB to a square of the wanted size."""
+"""Images: files decoded to RGB, and RGB cropped to squares of the wanted size."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
@@ -66,13 +65,6 @@ def read_image(file: Path) -> UInt8[np.ndarray, "h w 3"]:
         raise InputError(f"{file}: {error.strerror}; name an image file") from None
     except BrokenImageError as error:
         raise InputError(f"{file}: not a readable image; name another one") from error
-
-
-def write_png(file: epath.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes an image as a PNG file."""
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, format="PNG")
-    file.write_bytes(png.getvalue())
 
 
 def center_crop(

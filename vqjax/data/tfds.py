@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, SupportsIndex
 
-import numpy as np
 import tensorflow_datasets
 
 from vqjax.data.images import decode_image
@@ -15,8 +14,8 @@ from vqjax.errors import InputError
 class TFDS:
     """One split of an image data set that tensorflow-datasets has prepared as array_record.
 
-    Class = the `label` feature if it is a class label, else all images are of one class. Caption =
-    the `caption` or `captions` feature if there is one (the first of several).
+    Class = the `label` feature if it is a class label, else all images are of one class. Captions =
+    all texts of the `caption` or `captions` feature if there is one (coco_captions has five).
 
     Args:
         split: "train" or "validation".
@@ -89,7 +88,7 @@ class TFDS:
         return Example(
             image=decode_image(record["image"], name),
             label=int(record["label"]) if self._has_label else 0,
-            caption=_caption(record),
+            captions=_captions(record),
             name=name,
         )
 
@@ -120,10 +119,11 @@ class TFDS:
         )
 
 
-def _caption(record: dict[str, Any]) -> str:
-    caption = record.get("caption", record.get("captions", ""))
-    if isinstance(caption, dict):
-        caption = caption.get("text", "")
-    if isinstance(caption, (list, np.ndarray)):
-        caption = caption[0] if len(caption) else ""
-    return caption.decode() if isinstance(caption, bytes) else str(caption)
+def _captions(record: dict[str, Any]) -> tuple[str, ...]:
+    texts = record.get("caption", record.get("captions", ()))
+    # A sequence of dicts comes as a dict of sequences.
+    if isinstance(texts, dict):
+        texts = texts.get("text", ())
+    if isinstance(texts, (str, bytes)):
+        texts = (texts,)
+    return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in texts)

@@ -1,4 +1,4 @@
-"""DiffAugment: differentiable augmentation of what a discriminator sees.
+"""DiffAugment: differentiable augmentation of the images that a discriminator is given.
 
 Source: Zhao et al. 2020, sections 3.2 and 4; ranges as in the authors' code, the hole of the
 cutout as in projected GAN (Sauer et al. 2021).
@@ -28,7 +28,7 @@ def diff_augment(key: Key[Array, ""], images: Images, policy: tuple[str, ...]) -
         key: each call with another one: real and fake images share no draws.
         images: [-1, 1]; the result may leave that range.
         policy: of "color" (brightness, saturation and contrast), "translation" by up to 12.5 % of
-            each side, "cutout" of a fifth of each side. What is uncovered is 0, mid-grey.
+            each side, "cutout" of a fifth of each side. Uncovered pixels are 0, mid-grey.
 
     Raises:
         InputError: unknown augmentation.

@@ -1,19 +1,20 @@
-"""PatchGAN: a convolutional discriminator that judges overlapping patches.
+"""PatchGAN: a convolutional discriminator with a logit for each of many overlapping patches.
 
 Source: pix2pix (Isola et al. 2017), sections 3.2.2 and 6.1.2; with three layers the discriminator
 of VQGAN (Esser et al. 2021).
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from vqjax.discriminators.normalization import BatchNorm
+from vqjax.discriminators.normalization import batch_norm
 from vqjax.errors import InputError
-from vqjax.nn.convolutional import convolve
+from vqjax.nn.convolutional import Convolution
 
 
 class PatchGAN(nn.Module):
@@ -46,7 +47,7 @@ class PatchGAN(nn.Module):
 
     @nn.nowrap
     def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Nothing: every parameter is trained."""
+        """The frozen parameters, of which there are none."""
         del key
         return {}
 
@@ -65,36 +66,31 @@ class PatchGAN(nn.Module):
                 f" expected at least {needed}x{needed}; lower"
                 " config.tokenizer.discriminator.model.num_layers"
             )
-        x = _Convolution(self.width, 2, True, self.dtype, name="conv0")(images)
-        x = nn.leaky_relu(x, 0.2)
+
+        def convolution(features: int, stride: int, use_bias: bool, name: str) -> Convolution:
+            return Convolution(
+                features,
+                size=4,
+                stride=stride,
+                padding=1,
+                use_bias=use_bias,
+                kernel_init=nn.initializers.normal(0.02),
+                dtype=self.dtype,
+                name=name,
+            )
+
+        x = nn.leaky_relu(convolution(self.width, 2, True, "conv0")(images), 0.2)
         for layer in range(1, self.num_layers + 1):
             features = self.width * min(2**layer, 8)
             stride = 2 if layer < self.num_layers else 1
-            x = _Convolution(features, stride, False, self.dtype, name=f"conv{layer}")(x)
-            x = BatchNorm(scale_init=_around_one, name=f"norm{layer}")(x, train)
+            x = convolution(features, stride, False, f"conv{layer}")(x)
+            x = batch_norm(
+                not train, dtype=self.dtype, scale_init=_around_one, name=f"norm{layer}"
+            )(x)
             x = nn.leaky_relu(x, 0.2)
-        x = _Convolution(1, 1, True, self.dtype, name="logits")(x)
+        x = convolution(1, 1, True, "logits")(x)
         return x.reshape(len(x), -1).astype(jnp.float32)
 
 
-class _Convolution(nn.Module):
-    """A 4x4 convolution on maps padded by one."""
-
-    features: int
-    stride: int
-    use_bias: bool
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
-        shape = (4, 4, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        x = convolve(x, kernel, self.stride, padding=1)
-        if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        return x
-
-
-def _around_one(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    return 1 + nn.initializers.normal(0.02)(key, shape)
+def _around_one(key: Key[Array, ""], shape: Sequence[int], dtype: DTypeLike) -> Float[Array, "..."]:
+    return 1 + nn.initializers.normal(0.02)(key, shape, dtype)

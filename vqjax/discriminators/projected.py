@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vqjax.discriminators.normalization import BatchNorm, SpectralConvolution, kaiming_uniform
+from vqjax.discriminators.normalization import SpectralConvolution, batch_norm, kaiming_uniform
 from vqjax.features.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
 
 _LAYERS = ("stride4", "stride8", "stride16", "stride32")
@@ -128,7 +128,7 @@ class _Projection(nn.Module):
 
 
 def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Twice the resolution, bilinearly, the corners staying where they are."""
+    """A map at twice the resolution, bilinear, its corners staying where they are."""
     batch, height, width, channels = x.shape
     scale = jnp.array([(2 * side - 1) / (side - 1) for side in (height, width)])
     return jax.image.scale_and_translate(
@@ -144,12 +144,13 @@ def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
 
 
 class _Head(nn.Module):
-    """Halves a map down to about 8x8 positions, and gives a logit for each 4x4 of those."""
+    """One head: convolutions that halve a map to about 8x8, and a logit for each 4x4 of those."""
 
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b n"]:
+
         halvings = max(0, round(math.log2(min(x.shape[1:3]) / 8)))
         for index in range(halvings):
             x = SpectralConvolution(
@@ -160,6 +161,7 @@ class _Head(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{index}",
             )(x, train)
-            x = nn.leaky_relu(BatchNorm(name=f"norm{index}")(x, train), 0.2)
+            x = batch_norm(not train, dtype=self.dtype, name=f"norm{index}")(x)
+            x = nn.leaky_relu(x, 0.2)
         x = SpectralConvolution(1, 4, dtype=self.dtype, name="logits")(x, train)
         return x.reshape(len(x), -1).astype(jnp.float32)

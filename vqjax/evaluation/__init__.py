@@ -1,1 +1,1 @@
-"""How good images are: distances between sets of images, and measures of pairs."""
+"""Evaluation: metrics of sets and pairs of images, references, tables of features, results."""

@@ -30,7 +30,7 @@ class ImageArray:
 
     Attributes:
         file: that has them.
-        count: how many there are.
+        count: number of images.
         size: (height, width) in pixels.
     """
 
@@ -113,7 +113,7 @@ def write_statistics(file: Path, gaussian: Gaussian, network: str) -> None:
 
 
 def has_images(file: Path) -> bool:
-    """Whether there are images in a file, which `read_images` reads.
+    """True if a file has images, which `read_images` reads.
 
     Raises:
         InputError: it is no .npz file.

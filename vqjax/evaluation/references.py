@@ -1,9 +1,9 @@
-"""What images are compared with: statistics, and where there are any, features and labels."""
+"""References that images are compared with: statistics and, where known, features and labels."""
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import ExifTags, Image
 
-from vqjax.cache import cache_folder
 from vqjax.data.folder import list_images
 from vqjax.data.images import read_image
 from vqjax.errors import InputError
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.metrics.frechet import Gaussian, fit
-from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.npz import (
     ImageArray,
     has_images,
@@ -24,8 +23,9 @@ from vqjax.evaluation.npz import (
     read_statistics,
     write_statistics,
 )
-from vqjax.evaluation.protocol import digest, protocol_hash, surroundings
+from vqjax.evaluation.protocol import digest, environment, protocol_hash
 from vqjax.evaluation.rows import Rows, fill, filled
+from vqjax.files import cache_folder
 
 # Features from a batch of images in 8 bits.
 Measure = Callable[[UInt8[np.ndarray, "b H W 3"]], Mapping[str, Array]]
@@ -94,7 +94,7 @@ class ImageFolder:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._names)
 
     def batches(self, size: int, start: int = 0) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
@@ -196,6 +196,7 @@ def make_reference(
     network: FeatureNetwork,
     measure: Measure,
     batch: int,
+    modules: Sequence[str] = (),
 ) -> Reference:
     """The features of images, computed once and kept in the cache.
 
@@ -206,12 +207,14 @@ def make_reference(
         network: whose features are wanted.
         measure: "features" of images; see `fill`.
         batch: images at a time.
+        modules: names of those that read the images; features are computed anew when the code of
+            these, of the network's or of this one changes, see `source_digest`.
 
     Raises:
         InputError: features that are not finite, or of fewer than 2 images.
     """
     own = {"images": dict(identity), "features": network.protocol, "batch_size": batch}
-    own |= surroundings("data", "evaluation", "features", "scoring.py")
+    own |= environment(__name__, *network.modules, *modules)
     # int32 with -1 for those without one.
     columns = {"features": ((network.dim,), np.float32), "label": ((), np.int32)}
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: metrics.json for programs, metrics.txt to read."""
+"""Results of evaluations, and their files: metrics.json for programs, metrics.txt to read."""
 
 import dataclasses
 import json
@@ -6,39 +6,76 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import protocol_hash
-from vqjax.evaluation.scores import Scores
 from vqjax.files import write_whole
 
 FILE = "metrics.json"
 
 
+@dataclasses.dataclass
+class Measurements:
+    """Numbers by name, as they go into metrics.json.
+
+    Attributes:
+        metrics: the numbers.
+        spread: standard errors, or standard deviations over subsets or parts, of some.
+        interval: 95 % intervals of some.
+        by_count: the Fréchet distance of fewer images, and its limit.
+        per_class: by the name of the class.
+        notes: sentences on what limits the numbers.
+    """
+
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    spread: dict[str, float] = dataclasses.field(default_factory=dict)
+    interval: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    by_count: dict[str, Any] = dataclasses.field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def merge(*parts: Measurements) -> Measurements:
+    """All numbers of several."""
+    merged = Measurements()
+    for part in parts:
+        merged.metrics |= part.metrics
+        merged.spread |= part.spread
+        merged.interval |= part.interval
+        merged.by_count |= part.by_count
+        merged.per_class |= part.per_class
+        merged.notes += part.notes
+    return merged
+
+
 def result(
-    scores: Scores, protocol: Mapping[str, Any], throughput: Mapping[str, float] | None = None
+    measurements: Measurements,
+    protocol: Mapping[str, Any],
+    throughput: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one evaluation with what they depend on.
+    """An entry of metrics.json: the numbers of one evaluation with everything they depend on.
 
     Args:
-        scores: the numbers.
+        measurements: the numbers.
         protocol: see `vqjax.evaluation.protocol`.
-        throughput: how fast it went, which is no part of what has to come out the same.
+        throughput: speed of the evaluation, which need not come out the same.
     """
     entry = {
-        **dataclasses.asdict(scores),
+        **dataclasses.asdict(measurements),
         "protocol": dict(protocol),
         "protocol_sha256": protocol_hash(protocol),
     }
     return entry | ({"throughput": dict(throughput)} if throughput else {})
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """What is in a folder's metrics.json, by the name of the evaluation; nothing if there is none.
+def read_results(folder: epath.PathLike) -> dict[str, Any]:
+    """Entries of a folder's metrics.json, by the name of the evaluation; none without that file.
 
     Raises:
         InputError: it is not JSON.
     """
-    file = folder / FILE
+    file = epath.Path(folder) / FILE
     if not file.exists():
         return {}
     try:
@@ -63,7 +100,7 @@ def _timed(entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """All results as text: a line a number, with its spread, then what they are of."""
+    """All results as text: a line a number, with its spread, then the protocol."""
     blocks = []
     for name, entry in results.items():
         width = max(len(metric) for metric in entry["metrics"])

@@ -1,4 +1,4 @@
-"""What was computed of each image, on disk: it is kept when a run stops, and memory stays flat."""
+"""Tables on disk with a row an image: they outlive a stopped run, and memory stays flat."""
 
 import json
 import logging
@@ -86,7 +86,7 @@ class Rows:
         return self._arrays[column][: self.count]
 
     def _read_progress(self) -> tuple[int, int, bool] | None:
-        """What an earlier process has left, if all of it fits."""
+        """Batches, rows and end that an earlier process has left, if its arrays fit."""
         file = self.folder / _PROGRESS
         if not file.exists():
             return None
@@ -123,7 +123,7 @@ def fill(
     batches: Iterable[Mapping[str, np.ndarray]],
     measure: Callable[[np.ndarray], Mapping[str, Array]],
     number: int,
-    what: str | None = None,
+    label: str | None = None,
 ) -> None:
     """Measures batch after batch until a table has all of them.
 
@@ -132,12 +132,12 @@ def fill(
         batches: each with "image", further columns of the table, and "valid": which rows count.
         measure: the other columns from the images.
         number: of batches in all.
-        what: name of a progress bar; None for none.
+        label: of a progress bar; None for none.
 
     Raises:
         InputError: a value that is not finite.
     """
-    bar = tqdm(batches, what, number, initial=rows.batches, unit="batch", disable=what is None)
+    bar = tqdm(batches, label, number, initial=rows.batches, unit="batch", disable=label is None)
     for batch in bar:
         measured = jax.tree.map(np.asarray, dict(measure(batch["image"])))
         used = {

@@ -1,1 +1,1 @@
-"""Frozen networks that losses and metrics look through, and where their weights come from."""
+"""Frozen networks of losses and metrics, and the readers of their weights."""

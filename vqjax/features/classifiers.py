@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from vqjax.errors import InputError
 from vqjax.features import efficientnet_lite, resnet
+from vqjax.features.imagenet import at_side
+from vqjax.pixels import ensure_float
 from vqjax.registry import did_you_mean
 
 
@@ -20,7 +22,7 @@ class ImagenetClassifier:
 
     Attributes:
         name: one of `CLASSIFIERS`.
-        forward: the logits from variables and images.
+        forward: the logits from variables and images, jitted.
         variables: its weights.
     """
 
@@ -31,6 +33,12 @@ class ImagenetClassifier:
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b 1000"]:
         """Unnormalised log-probabilities of the classes."""
         return self.forward(self.variables, images)
+
+    def guesses(
+        self, images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"], count: int
+    ) -> Int[Array, "b {count}"]:
+        """The classes of the highest logits, best first; images of 8 bits or in [-1, 1]."""
+        return jax.lax.top_k(self(ensure_float(images)), count)[1]
 
 
 CLASSIFIERS = ("efficientnet_lite0", "efficientnet_lite1", "resnet101")
@@ -72,9 +80,5 @@ def imagenet_classifier(
     else:
         raise InputError(f"classifier {name!r}: {did_you_mean(name, CLASSIFIERS)}")
 
-    @jax.jit
-    def logits(variables: Any, images: Float[Array, "b H W 3"]) -> Float[Array, "b 1000"]:
-        images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
-        return module.apply(variables, images, method="logits")
-
-    return ImagenetClassifier(name, logits, jax.device_put(variables))
+    logits = at_side(functools.partial(module.apply, method="logits"), side)
+    return ImagenetClassifier(name, jax.jit(logits), jax.device_put(variables))

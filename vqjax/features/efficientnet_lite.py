@@ -115,7 +115,7 @@ class EfficientNetLite(nn.Module):
 
 
 class _Block(nn.Module):
-    """Expand, filter each channel, project: MobileNetV2's inverted residual."""
+    """MobileNetV2's inverted residual block: expand, filter each channel, project."""
 
     size: int
     stride: int

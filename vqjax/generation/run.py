@@ -22,13 +22,7 @@ from vqjax.priors import Prior
 from vqjax.priors.condition import null_condition
 from vqjax.runs.build import Sampling, build_sampling, build_stage_prior, build_stage_tokenizer
 from vqjax.runs.stages import decoder_of, stages_of, trained_stage
-from vqjax.runs.weights import (
-    load_tokenizer,
-    load_weights,
-    prior_shapes,
-    split_decoder,
-    tokens_shape,
-)
+from vqjax.runs.weights import load_tokenizer, load_weights, prior_shapes, split_decoder
 from vqjax.runs.workdir import read_condition, read_config
 from vqjax.samplers.rejection import (
     Rejection,
@@ -37,6 +31,7 @@ from vqjax.samplers.rejection import (
     keep_best,
 )
 from vqjax.tokenizers import Tokenizer
+from vqjax.tokenizers.base import tokens_shape
 from vqjax.tokens import Tokens
 
 Images = UInt8[np.ndarray, "n H W 3"]

@@ -1,1 +1,1 @@
-"""Losses: pure functions of arrays, in float32."""
+"""Losses, in float32: pure functions of arrays, and LPIPS."""

@@ -1,4 +1,4 @@
-"""Losses of a discriminator and of what it judges, and the weight between losses."""
+"""Adversarial losses of discriminator and generator, and VQGAN's adaptive weight."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ _ADVERSARIAL_KINDS = ("hinge", "non_saturating")
 def discriminator_loss(
     kind: str, real_logits: Float[Array, "real n"], fake_logits: Float[Array, "fake n"]
 ) -> Float[Array, ""]:
-    """What the discriminator minimises: the mean over real logits plus that over fake ones.
+    """The discriminator's loss: its mean over real logits plus that over fake ones.
 
     The sum, as in the papers; VQGAN's code halves the hinge loss, which Adam does not see.
 
@@ -33,7 +33,7 @@ def discriminator_loss(
 
 
 def generator_loss(kind: str, fake_logits: Float[Array, "fake n"]) -> Float[Array, ""]:
-    """What the generator minimises against `discriminator_loss` of the same kind.
+    """The generator's loss, against a discriminator with `discriminator_loss` of the same kind.
 
     Raises:
         InputError: unknown kind.
@@ -48,7 +48,7 @@ def adaptive_weight(
     adversarial_gradient: Float[Array, "*shape"],
     maximum: float,
 ) -> Float[Array, ""]:
-    """The weight at which the adversarial loss pulls as hard as the reconstruction loss.
+    """The weight at which the adversarial gradient is as large as that of the reconstruction.
 
     Args:
         reconstruction_gradient: of the reconstruction loss by the kernel of the last layer.

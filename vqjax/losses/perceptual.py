@@ -1,4 +1,4 @@
-"""LPIPS: perceptual distance of two images (Zhang et al., 2018), version 0.1."""
+"""LPIPS, the perceptual loss (Zhang et al., 2018), version 0.1, with its published weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,7 @@ _FILES = {
 
 
 class LPIPS(nn.Module):
-    """Distance of two images in the unit-normalised features of a frozen classifier.
+    """The perceptual distance of two images: that of a frozen classifier's normalised features.
 
     Attributes:
         net: "vgg16", the usual training loss, or "alexnet", the usual metric.

@@ -1,4 +1,4 @@
-"""Attention, once: every model comes here, so that its implementation is chosen in one place."""
+"""Attention: the one function that every model calls, and the layer with its projections."""
 
 from typing import Literal
 

@@ -24,7 +24,7 @@ def convolve(
     stride: int = 1,
     padding: int | tuple[int, int] = 0,
 ) -> Float[Array, "b _ _ features"]:
-    """The map of every position whose kernel fits into the map.
+    """A convolution of a zero-padded map: one output for each position that the kernel fits in.
 
     Args:
         x: padded with `padding` zeros on each side.
@@ -50,16 +50,27 @@ def convolve(
     )
 
 
-class Convolution(nn.Module):
-    """A convolution with a bias on zero-padded maps, also on maps below its own size.
+def _patches(x: Float[Array, "b _ _ _"], size: tuple[int, ...]) -> Float[Array, "b _ _ _"]:
+    """The neighbourhood of each position, row by row, along the channels."""
+    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], size, strict=True))
+    shifted = [
+        x[:, row : row + height, column : column + width]
+        for row in range(size[0])
+        for column in range(size[1])
+    ]
+    return jnp.concatenate(shifted, axis=-1)
 
-    Its parameters are those of `flax.linen.Conv`.
+
+class Convolution(nn.Module):
+    """`flax.linen.Conv` with zero padding, fast on a CPU also on maps below the kernel's size.
 
     Attributes:
         features: output channels.
         size: of the kernel, (height, width) or both.
         stride: of the kernel's positions.
         padding: zeros on each side, likewise.
+        use_bias: add a bias to each channel.
+        kernel_init: initialiser of the kernel.
         dtype: of the computation; the parameters are float32.
     """
 
@@ -67,17 +78,21 @@ class Convolution(nn.Module):
     size: int | tuple[int, int]
     stride: int = 1
     padding: int | tuple[int, int] = 0
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b _ _ _"]) -> Float[Array, "b _ _ _"]:
-        """The map of every position whose kernel fits into the padded map."""
+        """Convolves the map; see `convolve`."""
         size = (self.size,) * 2 if isinstance(self.size, int) else self.size
-        shape = (*size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return convolve(x, kernel, self.stride, self.padding) + bias
+        y = convolve(x, kernel, self.stride, self.padding)
+        return y if bias is None else y + bias
 
 
 class Normalization(nn.Module):
@@ -93,7 +108,7 @@ class Normalization(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, swish and a 3x3 convolution, around which the input is added.
+    """A residual block: twice GroupNorm, swish and a 3x3 convolution, added to the input.
 
     Attributes:
         features: width of the output; a 1x1 convolution brings the input to it where it differs.
@@ -116,7 +131,7 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """GroupNorm and one head of attention between all cells of the map, added to the input."""
+    """Self-attention of one head over all cells of a map, after GroupNorm, added to the input."""
 
     dtype: str = "float32"
 
@@ -159,7 +174,7 @@ class ResidualStage(nn.Module):
 
 
 class Downsampling(nn.Module):
-    """Halves a map by a 3x3 convolution of stride 2, padded below and to the right only."""
+    """A 3x3 convolution of stride 2 that halves a map, padded below and to the right only."""
 
     dtype: str = "float32"
 
@@ -171,7 +186,7 @@ class Downsampling(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Doubles a map: nearest neighbour, then a 3x3 convolution."""
+    """Nearest-neighbour enlargement to twice the size, then a 3x3 convolution."""
 
     dtype: str = "float32"
 
@@ -180,14 +195,3 @@ class Upsampling(nn.Module):
         """Doubles both sides."""
         x = repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
         return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x)
-
-
-def _patches(x: Float[Array, "b _ _ _"], size: tuple[int, ...]) -> Float[Array, "b _ _ _"]:
-    """The neighbourhood of this size of each position, row by row, along the channels."""
-    height, width = (n - k + 1 for n, k in zip(x.shape[1:3], size, strict=True))
-    shifted = [
-        x[:, row : row + height, column : column + width]
-        for row in range(size[0])
-        for column in range(size[1])
-    ]
-    return jnp.concatenate(shifted, axis=-1)

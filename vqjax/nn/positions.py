@@ -8,7 +8,7 @@ from vqjax.nn.transformer import INITIALIZER
 
 
 class GridEmbedding(nn.Module):
-    """Learned position of a cell: one table for its row and one for its column, added.
+    """Learned positions of cells: one table for rows and one for columns, added.
 
     Attributes:
         grid: (h, w) of the tables; on another grid they are interpolated linearly.

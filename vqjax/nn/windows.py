@@ -55,9 +55,10 @@ def merge_windows(
 def shifted_window_mask(
     grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
 ) -> Bool[np.ndarray, "windows cells cells"]:
-    """Which cells of a window see each other once the map has been rolled by `-shift`.
+    """The mask of a rolled map's windows: True where a cell may see another one.
 
-    The last window of a shifted axis joins the map's two ends; they stay apart.
+    The map has been rolled by `-shift`. The last window of a shifted axis joins its two ends, which
+    stay apart.
     """
     axis_region = []
     for size, side, step in zip(grid, window, shift, strict=True):
@@ -83,7 +84,7 @@ def relative_position_index(
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm window attention and MLP.
+    """A Swin block: pre-norm window attention and MLP.
 
     Attributes:
         num_heads: heads; divides the width of the map.
@@ -163,7 +164,7 @@ class SwinStage(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves a map: four neighbours concatenated, LayerNorm, linear without bias.
+    """A layer that halves a map: four neighbours concatenated, LayerNorm, linear without bias.
 
     Attributes:
         features: width of the output (Swin: twice the input's).
@@ -182,7 +183,7 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """Doubles a map: linear without bias, pixel shuffle, LayerNorm.
+    """A layer that doubles a map: linear without bias, pixel shuffle, LayerNorm.
 
     Source: Swin-Unet (Cao et al. 2021), section 3.5, named by paper 000, section 3.1.
 

@@ -36,7 +36,7 @@ class Prior(nn.Module):
     any_grid: ClassVar[bool] = False
     # Whether its sampler takes known tokens, which editing needs.
     known_tokens: ClassVar[bool] = False
-    # Streams that `loss` and `held_out` draw random numbers from, besides "params".
+    # Streams that `loss` draws random numbers from, besides "params".
     rngs: ClassVar[tuple[str, ...]] = ("dropout",)
 
     num_codes: int
@@ -62,7 +62,11 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def held_out(
-        self, tokens: Tokens, condition: Int[Array, "b c"], valid: Bool[Array, "b"]
+        self,
+        tokens: Tokens,
+        condition: Int[Array, "b c"],
+        valid: Bool[Array, "b"],
+        key: Key[Array, ""],
     ) -> Sums:
         """Metrics of held-out images: of each the sum and the count that a whole pass adds up.
 
@@ -70,6 +74,7 @@ class Prior(nn.Module):
             tokens: of a batch.
             condition: see `vqjax.priors.condition`.
             valid: images that count.
+            key: of all draws, the same at every evaluation.
         """
         raise NotImplementedError
 

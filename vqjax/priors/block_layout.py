@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 
 class BlockLayout:
-    """Where the cells of a grid are, block by block.
+    """Places of the cells of a grid, block by block.
 
     Attributes:
         grid: (h, w) of the latent map.

@@ -1,4 +1,4 @@
-"""How a prior takes a condition: embedding, padding, the null condition and its dropout.
+"""The condition of a prior: embedding, padding, the null condition and its dropout.
 
 A condition is ids [b, c] in [0, num_ids + 2): those of `vqjax.conditions`, the null id, which says
 nothing (for guidance), and the padding id, which is masked as a key. c = 0 is unconditional.

@@ -136,7 +136,7 @@ class MultiGrainedPrior(Prior):
         return block_layout(grid, self.block_size, self.halo)
 
     def drawn_blocks(self, grid: tuple[int, int]) -> int:
-        """How many query blocks of each image are predicted in a training step on a grid."""
+        """The number of query blocks of an image that a training step on a grid predicts."""
         drawn, blocks = self.query_blocks_per_image, self.layout(grid).num_blocks
         if isinstance(drawn, int):
             return min(drawn, blocks)
@@ -270,34 +270,39 @@ class MultiGrainedPrior(Prior):
         return loss, number.astype(jnp.float32), metrics
 
     def held_out(
-        self, tokens: Tokens, condition: Int[Array, "b c"], valid: Bool[Array, "b"]
+        self,
+        tokens: Tokens,
+        condition: Int[Array, "b c"],
+        valid: Bool[Array, "b"],
+        key: Key[Array, ""],
     ) -> Sums:
         """Nats of masked tokens at fixed mask ratios, in the context that sampling sees.
 
         Blocks before the query block are known and those after it are not ("prefix"). Each
         "loss_at_<ratio>" comes as the sum of the nats and the number of masked tokens.
         """
+        unbound, variables = self.unbind()
 
-        def masked(
-            prior: MultiGrainedPrior, carry: tuple[()], ratio: Float[Array, ""]
-        ) -> tuple[tuple[()], tuple[Float[Array, ""], Float[Array, ""]]]:
-            loss, number, _ = prior.loss(
+        def masked(ratio: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            loss, number, _ = unbound.apply(
+                variables,
                 tokens,
                 condition,
                 train=False,
                 mask_ratio=ratio,
                 context="prefix",
                 valid=valid,
+                method="loss",
+                rngs={"mask": key},
             )
-            return carry, (loss * number, number)
+            return loss * number, number
 
-        # One after the other in a loop, which is compiled once; all with the same masks' key.
-        loop = nn.scan(masked, variable_broadcast="params", split_rngs={"mask": False})
-        _, (nats, numbers) = loop(self, (), jnp.asarray(MASK_RATIOS))
+        # One after the other in a loop, which is compiled once.
+        nats, numbers = jax.lax.map(masked, jnp.asarray(MASK_RATIOS))
         return {f"loss_at_{ratio}": (nats[i], numbers[i]) for i, ratio in enumerate(MASK_RATIOS)}
 
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
-        """Which blocks of each image are predicted."""
+        """The blocks of each image that are predicted."""
         drawn = self.drawn_blocks(layout.grid)
         # On a large grid an evaluation of all blocks would take many times a step's memory.
         everything = not train and math.prod(layout.grid) <= _SMALL_GRID

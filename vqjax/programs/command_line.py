@@ -1,4 +1,4 @@
-"""What the command-line programs share: flags with clear errors, and errors in one line."""
+"""The command line of all programs: flags with clear errors, help, and errors in one line."""
 
 import logging
 import re
@@ -10,7 +10,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError, TrainingError
+from vqjax.programs.compilation_cache import keep_compiled_programs
 from vqjax.registry import did_you_mean
+from vqjax.training.console import close_logging
 
 _HELP = ("-h", "-help", "--help")
 
@@ -27,6 +29,7 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
     """
     # It tells at level INFO which accelerators the machine does not have.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    keep_compiled_programs()
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(argument in _HELP for argument in argv):
@@ -44,6 +47,8 @@ def run(main: Callable[[], None], usage: str | None = None) -> None:
             _fail(e, 2)
         except TrainingError as e:
             _fail(e, 1)
+        finally:
+            close_logging()
 
     app.run(call, flags_parser=parse)
 
@@ -91,7 +96,7 @@ def _parse_only(argv: Sequence[str]) -> list[str]:
     sys.argv = list(argv)
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             # A config whose file could not be read raises when it is first used.
             flags.FLAGS.config.is_locked  # noqa: B018
     except OSError as e:

@@ -15,17 +15,21 @@ from typing import Any, get_args
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import NETWORKS, build_network
+from vqjax.evaluation.evaluated_run import EvaluatedRun
+from vqjax.evaluation.evaluator import Evaluator, evaluate_images
+from vqjax.evaluation.network_registry import NETWORKS, build_network
 from vqjax.evaluation.npz import write_statistics
 from vqjax.evaluation.protocol import digest
+from vqjax.evaluation.reconstructions import evaluate_reconstructions
 from vqjax.evaluation.references import Reference, open_images
 from vqjax.evaluation.results import read_results, table, write_results
-from vqjax.evaluation.run_scores import RunScores
-from vqjax.evaluation.scores import Settings
-from vqjax.evaluation.scoring import Scoring, score_images
+from vqjax.evaluation.samples import evaluate_samples
+from vqjax.evaluation.set_metrics import MetricSettings
 from vqjax.features.inception import Resize
+from vqjax.files import is_remote, open_path
 from vqjax.programs import sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.registry import did_you_mean
@@ -75,7 +79,9 @@ ACCEPTANCE = flags.DEFINE_list(
 SAMPLING = sampling_flags.define(without=("num_images",))
 PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
 BOOTSTRAP = flags.DEFINE_integer(
-    "bootstrap", Settings.bootstrap, "Draws for the standard error of Frechet distances; 0: none"
+    "bootstrap",
+    MetricSettings.bootstrap,
+    "Draws for the standard error of Frechet distances; 0: none",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples")
 OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/evaluation]")
@@ -104,34 +110,46 @@ def main() -> None:
     _check_flags()
     weights = Path(NETWORK_WEIGHTS.value) if NETWORK_WEIGHTS.value else None
     network = build_network(NETWORK.value, weights, NETWORK_SHA256.value, RESIZE.value)
-    source = Path(WORKDIR.value or IMAGES.value or "")
-    out = _folder(source)
+    out = _folder()
     batch = SAMPLING.settings["batch_size"].value
     if batch is None:
-        batch = read_config(source).sampling.batch_size if WORKDIR.value else 64
+        batch = read_config(_workdir()).sampling.batch_size if WORKDIR.value else 64
         batch = -(-batch // jax.device_count()) * jax.device_count()
-    scoring = Scoring(
+    evaluator = Evaluator(
         network,
-        Settings(bootstrap=BOOTSTRAP.value),
+        MetricSettings(bootstrap=BOOTSTRAP.value),
         out,
         batch,
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
-    results = _score_images(scoring, source) if IMAGES.value else _score_run(scoring, source)
+    if IMAGES.value:
+        results = _evaluate_images(evaluator, Path(IMAGES.value))
+    else:
+        results = _evaluate_run(evaluator, _workdir())
     write_results(out, results)
     print(table(results))
 
 
-def _folder(source: Path) -> Path:
-    """Where results are written; that nothing is in their way is seen before they are there."""
+def _workdir() -> epath.Path:
+    return open_path(WORKDIR.value or "", "--workdir")
+
+
+def _folder() -> Path:
+    """The folder for results, where nothing may be in their way."""
     if OUT.value:
         out = Path(OUT.value)
     elif WORKDIR.value:
-        out = source / "evaluation"
+        workdir = _workdir()
+        if is_remote(workdir):
+            raise InputError(
+                f"--workdir={workdir}: what is known of each image is kept on a disk, so a run in a"
+                " bucket needs --out=<folder of this machine>"
+            )
+        out = Path(workdir) / "evaluation"
     else:
-        name = source.resolve().name.removesuffix(".npz")
-        out = source.resolve().with_name(f"{name}-evaluation")
+        images = Path(IMAGES.value or "").resolve()
+        out = images.with_name(f"{images.name.removesuffix('.npz')}-evaluation")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: this is a file, a folder is needed")
     read_results(out)
@@ -156,6 +174,9 @@ def _check_flags() -> None:
             raise InputError(f"--{number.name}={number.value}: at least 2 images are needed")
     if REFERENCE_NUM.value < 2 and REFERENCE_NUM.value != 0:
         raise InputError(f"--reference_num={REFERENCE_NUM.value}: 0 for all, or at least 2")
+    for output in (OUT, *EXPORTS):
+        if output.value and is_remote(output.value):
+            raise InputError(f"--{output.name}={output.value}: a path of this machine is needed")
     for export in EXPORTS:
         if export.value and Path(export.value).suffix != ".npz":
             raise InputError(f"--{export.name}={export.value}: the name of an .npz file is needed")
@@ -180,43 +201,43 @@ def _check_used() -> None:
                 raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
 
 
-def _score_images(scoring: Scoring, path: Path) -> dict[str, Any]:
+def _evaluate_images(evaluator: Evaluator, path: Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
     _check_path(IMAGES)
     _check_path(REFERENCE)
     images = open_images(path)
-    setup_logging(scoring.folder)
-    reference = scoring.reference(Path(REFERENCE.value or ""))
-    _export(scoring, reference)
-    return {"images": score_images(scoring, images, reference)}
+    setup_logging(evaluator.folder)
+    reference = evaluator.reference(Path(REFERENCE.value or ""))
+    _export(evaluator, reference)
+    return {"images": evaluate_images(evaluator, images, reference)}
 
 
-def _score_run(scoring: Scoring, workdir: Path) -> dict[str, Any]:
+def _evaluate_run(evaluator: Evaluator, workdir: epath.Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
-    run = RunScores(workdir, scoring)
+    run = EvaluatedRun(workdir, evaluator)
     results: dict[str, Any] = {}
     setup_logging(workdir)
     samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
-        results["reconstruction"] = run.reconstruction(SPLIT.value, LIMIT.value)
-        write_results(scoring.folder, results)
+        results["reconstruction"] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
+        write_results(evaluator.folder, results)
     if samples:
         for acceptance in samples.rejections:
             name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
-            results[name] = samples.score(acceptance)
-            write_results(scoring.folder, results)
+            results[name] = samples.evaluate(acceptance)
+            write_results(evaluator.folder, results)
     return results
 
 
 class _Samples:
-    """What is to be drawn, and its reference; what can be wrong is found before long work."""
+    """The samples to draw, and their reference; bad input is found before long work."""
 
-    def __init__(self, run: RunScores):
+    def __init__(self, run: EvaluatedRun):
         self.run = run
-        prior = run.run.prior
-        self.sampling = run.run.sampling(**SAMPLING.given())
-        self.conditions = run.run.conditions(NUM.value)
+        prior = run.models.prior
+        self.sampling = run.models.sampling(**SAMPLING.given())
+        self.conditions = run.models.conditions(NUM.value)
         if LABELS.value == "data" and not prior.num_ids:
             raise InputError("--labels=data: this run is unconditional; leave the flag out")
         self.rejections = {
@@ -231,10 +252,10 @@ class _Samples:
         if EXPORT_REFERENCE_IMAGES.value and REFERENCE.value not in SPLITS:
             raise InputError("--export_reference_images writes a split: --reference=train or so")
         # Weights that are missing are missed now.
-        _ = run.run.tokenizer_variables, run.run.prior_variables
-        self.judge = None
+        _ = run.models.tokenizer_variables, run.models.prior_variables
+        self.classifier = None
         if prior.num_ids == 1000:
-            self.judge = SAMPLING.build_classifier()
+            self.classifier = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
         self.reference = self._reference()
@@ -250,29 +271,30 @@ class _Samples:
                 file = Path(EXPORT_REFERENCE_IMAGES.value)
                 self.run.export_split(REFERENCE.value, limit, reference, file)
         else:
-            reference = self.run.scoring.reference(Path(REFERENCE.value))
-        _export(self.run.scoring, reference)
+            reference = self.run.evaluator.reference(Path(REFERENCE.value))
+        _export(self.run.evaluator, reference)
         return reference
 
-    def score(self, acceptance: float) -> dict[str, Any]:
+    def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        conditional = self.run.run.prior.num_ids
-        further: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
-        if self.rejections[acceptance] or self.judge:
+        conditional = self.run.models.prior.num_ids
+        extra: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
-            further["classifier"] = {
+            extra["classifier"] = {
                 "name": classifier.name,
                 "weights": digest(classifier.variables),
                 "score": SAMPLING.score.value,
             }
-        return self.run.generation(
+        return evaluate_samples(
+            self.run,
             self.conditions,
             self.sampling,
             self.reference,
             seed=SEED.value,
             rejection=self.rejections[acceptance],
-            judge=self.judge,
-            further=further,
+            classifier=self.classifier,
+            extra_protocol=extra,
             export=Path(EXPORT_SAMPLES.value) if EXPORT_SAMPLES.value else None,
         )
 
@@ -294,6 +316,6 @@ def _acceptance(text: str) -> float:
         raise InputError(f"--acceptance={text}: fractions like 1,0.5 are needed") from None
 
 
-def _export(scoring: Scoring, reference: Reference) -> None:
+def _export(evaluator: Evaluator, reference: Reference) -> None:
     if EXPORT_REFERENCE.value:
-        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, scoring.network.name)
+        write_statistics(Path(EXPORT_REFERENCE.value), reference.gaussian, evaluator.network.name)

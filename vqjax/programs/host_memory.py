@@ -10,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_memory_of_host_computation() -> None:
-    """Where JAX will run on the CPU, has this process keep the memory that it frees.
+    """Has this process keep the memory that it frees, if JAX will run on the CPU.
 
     Call it before JAX starts its threads, which have heaps of their own otherwise. On a CPU a
     step's temporaries are one allocation of hundreds of megabytes. The C library gives them back

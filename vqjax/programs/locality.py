@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from vqjax.data import build_source
-from vqjax.data.images import center_crop, read_image, write_png
+from vqjax.data.images import center_crop, read_image
 from vqjax.errors import InputError
+from vqjax.files import open_path, write_png
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Run
 from vqjax.parallel import make_mesh
@@ -85,7 +85,7 @@ def strip(images: Float[np.ndarray, "n h w 3"], box: Box) -> UInt8[np.ndarray, "
 
 def main() -> None:
     """Encodes an image, changes codes, decodes before and after, draws and tells the reach."""
-    workdir = epath.Path(WORKDIR.value or "")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
     run = Run(workdir, make_mesh({"data": 1}, jax.local_devices()[:1]))
     tokenizer, data = run.tokenizer, run.config.data
     resolution = data.resolution if RESOLUTION.value is None else RESOLUTION.value
@@ -115,8 +115,7 @@ def main() -> None:
     f = tokenizer.downsampling
     x0, y0, x1, y1 = (f * number for number in cells)
     box = x0, y0, x1, y1
-    out = epath.Path(OUT.value or workdir / "locality.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "locality.png"
     row = np.concatenate([image, before, after, heat_map(change)[None]])
     write_png(out, strip(row, box))
     most, farthest = reach(change, box, 0.99), reach(change, box, 1.0)

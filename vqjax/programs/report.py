@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,10 +20,10 @@ from etils import epath
 
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
-from vqjax.evaluation.networks import build_network
-from vqjax.evaluation.protocol import surroundings
+from vqjax.evaluation.network_registry import build_network
+from vqjax.evaluation.protocol import environment
 from vqjax.evaluation.results import read_results
-from vqjax.files import write_whole
+from vqjax.files import absolute, open_path, write_whole
 from vqjax.generation.run import Run
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.report import codebook, curves, gallery, neighbours, tables
@@ -56,8 +55,8 @@ T = TypeVar("T")
 def main() -> None:
     """Gathers what there is of a run, and writes the page."""
     keep_memory_of_host_computation()
-    workdir = epath.Path(WORKDIR.value or "")
-    out = epath.Path(OUT.value or workdir / "report.html")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "report.html"
     if out.is_dir():
         raise InputError(f"--out={out}: this is a folder, an HTML file is needed")
     for flag in (RECONSTRUCTIONS, SAMPLES, NEIGHBOURS, NEIGHBOURS_FROM, HELD_OUT):
@@ -69,7 +68,7 @@ def main() -> None:
     setup_logging(workdir)
     page = render(_gather(run))
     write_whole(out, page)
-    log.info("%s (%.1f MB)", out, out.stat().st_size / 1e6)
+    log.info("%s (%.1f MB)", out, len(page.encode()) / 1e6)
 
 
 def _gather(run: Run) -> Report:
@@ -114,9 +113,9 @@ def _gather(run: Run) -> Report:
     near = _attempt("nearest training images", nearest)
     validation_curves = _attempt("validation", lambda: _curves(run, run.tokenizer_stage))
     return Report(
-        title=workdir.resolve().name,
+        title=absolute(workdir).name,
         made=datetime.datetime.now().strftime("%d %B %Y, %H:%M").lstrip("0"),
-        surroundings=tables.nested(surroundings()),
+        environment=tables.nested(environment()),
         summary=summary(run, stages, training, evaluations, book, near),
         key_numbers=key_numbers(stages, evaluations, book, validation_curves),
         resolution=config.data.resolution,
@@ -208,8 +207,8 @@ def _stage(run: Run, name: str) -> StageReport:
     )
 
 
-def _evaluations(workdir: Path) -> dict[str, tables.Evaluation | Missing]:
-    """What `vqjax evaluate` found out, or that it did not run."""
+def _evaluations(workdir: epath.Path) -> dict[str, tables.Evaluation | Missing]:
+    """The results of `vqjax evaluate`, or a note that it did not run."""
     folder = workdir / "evaluation"
     found = _attempt("metrics", lambda: read_results(folder))
     if isinstance(found, Missing):

@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from vqjax.data.images import read_image, write_png
+from vqjax.data.images import read_image
 from vqjax.errors import InputError
+from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Run
@@ -53,7 +54,7 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Checks what is asked for, restores the models, samples, decodes, writes PNGs."""
-    workdir = epath.Path(WORKDIR.value or "")
+    workdir = open_path(WORKDIR.value or "", "--workdir")
     run = Run(workdir)
     sampling = run.sampling(**SAMPLING.given())
     count = sampling.drawing.num_images
@@ -70,8 +71,7 @@ def main() -> None:
         composite=COMPOSITE.value,
         rejection=rejection,
     )
-    out = epath.Path(OUT.value or workdir / "samples")
-    out.mkdir(parents=True, exist_ok=True)
+    out = open_path(OUT.value, "--out") if OUT.value else workdir / "samples"
     shown: list[np.ndarray] = []
     for i, image in enumerate(itertools.chain.from_iterable(batches)):
         write_png(out / f"{i:05d}.png", image)
@@ -83,7 +83,7 @@ def main() -> None:
     used |= {
         name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
     }
-    (out / "settings.json").write_text(json.dumps(used, indent=2) + "\n")
+    write_whole(out / "settings.json", json.dumps(used, indent=2) + "\n")
     log.info("%d images and grid.png in %s", count, out)
 
 
@@ -119,7 +119,7 @@ def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
     try:
         return run.edit_conditions(count, label) if edit else run.conditions(count, label)
     except InputError as e:
-        flag = f"--label={label}: " if label else f"--edit={EDIT.value}: "
+        flag = "--label=" if label else f"--edit={EDIT.value}: "
         raise InputError(f"{flag}{e}") from None
 
 

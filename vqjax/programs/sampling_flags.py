@@ -1,4 +1,4 @@
-"""The flags of all programs that sample: settings of the samplers, and the judge of candidates."""
+"""Flags of all programs that sample: settings of the samplers, and a classifier of candidates."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ class SamplingFlags:
     Attributes:
         settings: a flag for each setting of `config.sampling`, of whichever sampler; None where the
             config's holds.
-        classifier: which judges candidates.
+        classifier: that candidates are accepted by.
         weights: its file, where it does not come with its own.
-        score: by what it judges.
+        score: of a candidate by the classifier.
     """
 
     settings: Mapping[str, flags.FlagHolder[Any]]

@@ -8,23 +8,28 @@ import logging
 
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from vqjax.data import build_source
+from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.runs.build import build_condition, check_config
+from vqjax.runs.description import as_text, describe
+from vqjax.runs.record import record_start
 from vqjax.runs.stages import stages_to_train
 from vqjax.runs.workdir import check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
-from vqjax.training.loop import train_stage
+from vqjax.training.loop import TrainingData, train_stage
+from vqjax.training.profile import parse_steps
 from vqjax.training.stage_kinds import build_stage
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with arguments after a colon: configs/openmoji_effvqgan.py:res=64"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://bucket/folder; made if it is not there"
+)
 ACCEPT = flags.DEFINE_bool(
     "accept_config_changes", False, "Go on in a workdir that was made with another config"
 )
@@ -40,12 +45,13 @@ def main() -> None:
     """Runs the stages of the config."""
     keep_memory_of_host_computation()
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    config, workdir = CONFIG.value, epath.Path(WORKDIR.value or "")
+    config, workdir = CONFIG.value, open_path(WORKDIR.value or "", "--workdir")
     is_main = jax.process_index() == 0
 
     # Everything that can be wrong is found before any work begins, and first what needs no data.
     mesh = make_mesh(config.mesh)
     check_config(config)
+    parse_steps(config.profile)
     names = [name for name in stages_to_train(config) if not config[name].use_from]
     stages = {
         name: build_stage(config, name, workdir) for name in names if config[name].kind != "prior"
@@ -63,19 +69,16 @@ def main() -> None:
         process_rows(mesh, config[name].batch_size)
 
     setup_logging(workdir, is_main)
-    logging.getLogger("vqjax").info(
+    log = logging.getLogger("vqjax")
+    log.info(
         "%s: %d %s devices, mesh %s", workdir, mesh.size, jax.default_backend(), dict(mesh.shape)
     )
+    for line in as_text(describe(config, condition)).splitlines():
+        log.info("%s", line)
     if is_main:
         write_config(config, workdir)
         write_condition(workdir, condition)
+        record_start(workdir)
+    data = TrainingData(config.data, train_source, validation_source, condition)
     for name in names:
-        train_stage(
-            stages[name],
-            config.data,
-            mesh,
-            workdir / name,
-            train_source,
-            validation_source,
-            condition,
-        )
+        train_stage(stages[name], data, mesh, workdir / name, config.profile)

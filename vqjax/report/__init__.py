@@ -1,1 +1,1 @@
-"""What a run's report is made of: curves, tables, pictures, and the page that holds them."""
+"""The report of a run: curves, tables, pictures, and the page that holds them."""

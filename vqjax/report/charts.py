@@ -51,7 +51,7 @@ class Chart:
     Attributes:
         svg: the element, with a text alternative.
         title: its heading.
-        caption: what is to be seen.
+        caption: text below it.
     """
 
     svg: Markup
@@ -94,7 +94,7 @@ def line_chart(
     Args:
         name: unique in the page.
         title: heading.
-        caption: what is to be seen.
+        caption: text below it.
         series: at least one.
         log: whether the axis of the values is logarithmic.
         limits: of that axis [those of the values].
@@ -142,10 +142,10 @@ def distance_by_count(
 
     Args:
         name: unique in the page.
-        metric: what the distance is called.
+        metric: name of the distance.
         counts: numbers of images, ascending.
         distances: of so many.
-        infinity: what they tend to; None where that is not known.
+        infinity: their limit; None where that is not known.
     """
     x, y = 1 / np.asarray(counts, float), np.asarray(distances, float)
     with _axes() as (figure, axes):
@@ -175,7 +175,7 @@ def distance_by_count(
 
 
 def frequencies(name: str, counts: Float[np.ndarray, " k"]) -> Chart:
-    """How often each code is used, most used first, on logarithmic axes.
+    """The share of each code, most used first, on logarithmic axes.
 
     Args:
         name: unique in the page.
@@ -269,9 +269,9 @@ def cumulative(
     Args:
         name: unique in the page.
         title: heading.
-        caption: what is to be seen.
+        caption: text below it.
         label: of the values.
-        sets: values by what they are of.
+        sets: values by the name of the set.
     """
     with _axes() as (figure, axes):
         for values, color in zip(

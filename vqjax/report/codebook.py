@@ -1,4 +1,4 @@
-"""How a run's codebook is used and spread out. Source: paper 002, figure 5 and table 6."""
+"""The use and the layout of a run's codebook. Source: paper 002, figure 5 and table 6."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from sklearn.decomposition import PCA
 
 from vqjax import quantizers
 from vqjax.generation.run import Run
@@ -18,14 +19,14 @@ from vqjax.report.charts import Chart, codebook_map, frequencies
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """What the page shows of a codebook.
+    """The page's numbers and charts of a codebook.
 
     Attributes:
         num_codes: its size.
         used: codes that occur in the validation split.
         perplexity: of their frequencies over the whole split.
-        tokens: how many were counted.
-        images: of how many images.
+        tokens: number that was counted.
+        images: number that they are of.
         charts: frequencies and principal components.
     """
 
@@ -51,8 +52,8 @@ def inspect(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Codebook:
     for batch in batches:
         pixels = jax.device_put(batch["image"], share)
         tokens = apply(run.tokenizer_variables, to_float(pixels), method="encode")
-        codes = to_host(tokens.codes)[batch["valid"]]
-        counts += np.bincount(codes.ravel(), minlength=len(counts))
+        codes = to_host(tokens.codes)
+        counts += to_host(quantizers.count_codes(codes, len(counts), batch["valid"]))
         images += int(batch["valid"].sum())
     vectors = np.asarray(tokenizer.apply(run.tokenizer_variables, method="codebook"))
     points, explained = principal_components(vectors)
@@ -67,13 +68,14 @@ def principal_components(
 ) -> tuple[Float[np.ndarray, "k 2"], Float[np.ndarray, "2"]]:
     """Coordinates of vectors along the two directions of most variance, and their shares of it.
 
-    The sign of each direction is that in which its largest coordinate is positive.
+    The sign of each direction is that in which its largest coordinate is positive. A direction that
+    there is not (one number a vector), or that has no variance, has zeros.
     """
-    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    _, scales, directions = np.linalg.svd(centered, full_matrices=False)
-    points = np.zeros((len(vectors), 2))
-    shares = np.zeros(2)
-    for i, direction in enumerate(directions[:2]):
-        points[:, i] = centered @ direction * np.sign(direction[np.argmax(np.abs(direction))])
-        shares[i] = scales[i] ** 2 / max(np.sum(scales**2), np.finfo(float).tiny)
+    count = min(2, *vectors.shape)
+    points, shares = np.zeros((len(vectors), 2)), np.zeros(2)
+    analysis = PCA(count, svd_solver="full")
+    # The shares of vectors that are all alike are 0 / 0.
+    with np.errstate(invalid="ignore"):
+        points[:, :count] = analysis.fit_transform(vectors.astype(np.float64))
+    shares[:count] = np.nan_to_num(analysis.explained_variance_ratio_)
     return points, shares

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from vqjax.errors import InputError
 from vqjax.report.charts import Chart, Series, line_chart
@@ -19,8 +19,8 @@ class Panel:
 
     Attributes:
         title: heading.
-        metrics: names without "train/" or "validation/", and what the legend calls them.
-        caption: what is to be seen.
+        metrics: labels in the legend by name, without "train/" or "validation/".
+        caption: text below it.
         log: whether their axis is logarithmic.
         limits: of their axis.
     """
@@ -87,7 +87,7 @@ PANELS = (
         log=True,
     ),
     Panel(
-        "Losses of both players",
+        "Losses of both networks",
         {"generator_loss": "tokenizer", "discriminator_loss": "discriminator"},
         "The adversarial losses, unweighted.",
     ),
@@ -107,12 +107,13 @@ PANELS = (
 )
 
 
-def read_metrics(file: Path) -> Curves:
+def read_metrics(file: epath.PathLike) -> Curves:
     """Steps and values of every metric; a value that was not finite is NaN.
 
     Raises:
         InputError: there is no such file.
     """
+    file = epath.Path(file)
     if not file.is_file():
         raise InputError(f"there is no {file}: it is written while train.py trains that stage")
     curves: Curves = {}

@@ -30,7 +30,7 @@ class Picture:
     Attributes:
         uri: of its data.
         side: of the image in pixels.
-        alt: what it shows, in words.
+        alt: its text alternative.
     """
 
     uri: str
@@ -86,7 +86,7 @@ def class_name(names: Sequence[str], label: int) -> str:
 def reconstructions(
     run: Run, class_names: Sequence[str], images: Images, labels: Int[np.ndarray, " n"]
 ) -> list[Pair]:
-    """Images beside what the tokenizer makes of them.
+    """Images beside their reconstructions.
 
     Args:
         run: whose tokenizer it is.

@@ -1,4 +1,4 @@
-"""Whether samples are copies: the training images that are nearest to them in feature space."""
+"""Nearest training images of samples in feature space: they show copies."""
 
 import dataclasses
 import logging
@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from vqjax.data import Source
 from vqjax.data.images import center_crop
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.metrics.manifold import nearest
-from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.generation.run import Images
 from vqjax.pixels import to_float
 from vqjax.report.charts import Chart, cumulative
@@ -81,14 +81,14 @@ def find(
         real, _ = _features(network, held_out_batches, bar)
     drawn, _ = _features(network, _batches(samples), None)
     k = min(_NEIGHBOURS, len(references))
-    distances, places = nearest(drawn, references, k)
+    distances, nearest_rows = nearest(drawn, references, k)
     real_distances = nearest(real, references, 1)[0][:, 0]
     rows = [
         (
             picture(samples[i], "sample"),
             [
-                (_training_picture(training, int(indices[place]), samples.shape[1]), float(d))
-                for place, d in zip(places[i], distances[i], strict=True)
+                (_training_picture(training, int(indices[row]), samples.shape[1]), float(d))
+                for row, d in zip(nearest_rows[i], distances[i], strict=True)
             ],
         )
         for i in shown
@@ -142,6 +142,6 @@ def _batches(images: Images) -> Batches:
 
 def _training_picture(source: Source, index: int, side: int) -> Picture:
     example = source[index]
-    name = example["caption"] or class_name(source.class_names, example["label"])
+    name = next(iter(example["captions"]), "") or class_name(source.class_names, example["label"])
     alt = f"training image: {name}" if name else "training image"
     return picture(center_crop(example["image"], side), alt)

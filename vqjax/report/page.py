@@ -1,4 +1,4 @@
-"""The page of a report: what goes into it, and its HTML."""
+"""The page of a report: its parts, and its HTML."""
 
 import dataclasses
 from pathlib import Path
@@ -17,10 +17,10 @@ _TEMPLATE = "report.html.jinja"
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What is shown in place of what a run does not have.
+    """A part of the page that a run has nothing for.
 
     Attributes:
-        sentence: what is missing, and how to get it.
+        sentence: that says so, and how to get it.
     """
 
     sentence: str
@@ -37,7 +37,7 @@ class StageReport:
         which: "last" or "best": how that was chosen.
         trained: the newest step.
         steps: of a finished training.
-        settings: what else was trained with, in words.
+        settings: of the training, in words.
         parameters: table of its parameters.
         size: numbers that are trained by gradient.
         charts: its curves.
@@ -57,7 +57,7 @@ class StageReport:
 
 @dataclasses.dataclass(frozen=True)
 class KeyNumber:
-    """A number of the head of the page: its name, its text, what it is of."""
+    """A number of the head of the page: its name, its text, a note."""
 
     name: str
     value: str
@@ -71,14 +71,14 @@ class Report:
     Attributes:
         title: of the page.
         made: when, in words.
-        surroundings: versions and device.
+        environment: versions and device.
         summary: a paragraph.
         key_numbers: the few that say most.
         resolution: side of the images in pixels.
-        evaluations: by what they are of.
-        reconstructions: held-out images and what became of them.
+        evaluations: by kind.
+        reconstructions: held-out images and their reconstructions.
         samples: images that were drawn.
-        neighbours: what is nearest to them in the training images.
+        neighbours: training images that are nearest to the samples.
         codebook: its use.
         stages: of training, by name.
         config: the run's settings: rows by top-level key.
@@ -86,7 +86,7 @@ class Report:
 
     title: str
     made: str
-    surroundings: list[Row]
+    environment: list[Row]
     summary: str
     key_numbers: list[KeyNumber]
     resolution: int

@@ -1,4 +1,4 @@
-"""What the head of a report says in words and in a few numbers."""
+"""The head of a report: a paragraph, and a few numbers."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def summary(
     codebook: Codebook | Missing,
     neighbours: Neighbours | Missing,
 ) -> str:
-    """A paragraph: what was trained on what, and how good it is."""
+    """A paragraph on the models, their data and their quality."""
     data, tokenizer = run.config.data, run.tokenizer
     h, w = tokenizer.grid(data.resolution, data.resolution)
     sizes = {
@@ -44,9 +44,9 @@ def summary(
         models += f", and a prior ({sizes[run.prior_stage]}, {kind}) that draws such codes"
     images = "" if isinstance(training, Missing) else f"{len(training):,} images: "
     sentences = [f"{models}; trained on {images}{data.source.name}"]
-    for what, told in (("reconstruction", "Held-out images are reconstructed"), ("generation", "")):
-        distance = _distance(found[what], what)
-        quality = _metric(found[what], "PSNR")
+    for kind, told in (("reconstruction", "Held-out images are reconstructed"), ("generation", "")):
+        distance = _distance(found[kind], kind)
+        quality = _metric(found[kind], "PSNR")
         parts = [f"at {quality.value:.1f} dB (PSNR)"] if quality else []
         if distance:
             parts.append(f"with {_with_interval(distance)}")
@@ -81,8 +81,8 @@ def key_numbers(
         numbers.append(KeyNumber("PSNR", f"{quality.value:.2f} dB", "of reconstructions"))
     elif trained is not None:
         numbers.append(KeyNumber("PSNR", f"{trained:.2f} dB", "last evaluation in training"))
-    for what, of in (("reconstruction", "of reconstructions"), ("generation", "of samples")):
-        distance = _distance(found[what], what)
+    for kind, of in (("reconstruction", "of reconstructions"), ("generation", "of samples")):
+        distance = _distance(found[kind], kind)
         if distance:
             note = of if not distance.interval else f"{of}, {_interval(distance)}"
             numbers.append(KeyNumber(distance.name, number(distance.value), note))
@@ -103,9 +103,9 @@ def _metric(evaluation: Evaluation | Missing, name: str) -> Metric | None:
     return evaluation.metric(name) if isinstance(evaluation, Evaluation) else None
 
 
-def _distance(evaluation: Evaluation | Missing, what: str) -> Metric | None:
+def _distance(evaluation: Evaluation | Missing, kind: str) -> Metric | None:
     """The Fréchet distance, on whichever network."""
-    return next(filter(None, (_metric(evaluation, name) for name in _DISTANCES[what])), None)
+    return next(filter(None, (_metric(evaluation, name) for name in _DISTANCES[kind])), None)
 
 
 def _with_interval(metric: Metric) -> str:

@@ -23,7 +23,7 @@ class Row:
     """A row of a nested table.
 
     Attributes:
-        level: how deep it is nested, from 0.
+        level: depth in the nest, from 0.
         key: its name.
         value: its text; None for a row that only heads others.
     """
@@ -59,7 +59,7 @@ class ParameterRow:
     Attributes:
         level: 0 for a part of the model, 1 for a part of that.
         module: its name.
-        arrays: how many it has.
+        arrays: number of its arrays.
         size: numbers in them.
         share: of all that are trained by gradient; None for state.
     """
@@ -73,16 +73,16 @@ class ParameterRow:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What evaluation found out about reconstructions or samples.
+    """The results of an evaluation, of reconstructions or samples, as tables.
 
     Attributes:
         metrics: the numbers.
         chart: distance by number of images, if it was measured.
-        notes: what has to be said of the numbers.
+        notes: limits of the numbers, in words.
         columns: of the table by class, after the class.
         classes: its rows: name, then a number or None for each column.
-        throughput: how fast it went.
-        protocol: what the numbers depend on.
+        throughput: speed of the evaluation.
+        protocol: everything that the numbers depend on.
         protocol_sha256: hex digest of that.
     """
 
@@ -203,7 +203,7 @@ def evaluation(name: str, values: Mapping[str, Any]) -> Evaluation:
 
 
 def _better(name: str) -> str:
-    # Without the classifier, the network, or what it tends to.
+    # Without the classifier, the network, or "at infinity".
     base = re.split(r" \(| at |-(?=\D)", name)[0]
     return "higher" if base in _HIGHER else "lower" if base in _LOWER else ""
 

@@ -21,7 +21,7 @@ from vqjax.tokenizers import Tokenizer, build_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class DrawingSettings:
-    """How many images are drawn, and how many at a time; beside the sampler's own settings.
+    """Settings of drawing images, beside those of the sampler.
 
     Raises:
         FieldError: a value out of its range.

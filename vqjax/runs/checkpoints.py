@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from vqjax.errors import InputError
+from vqjax.files import absolute, is_remote
 from vqjax.parallel import leaf_path
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: epath.PathLike,
         *,
         keep: int = 3,
         best_metric: str | None = None,
@@ -53,7 +54,7 @@ class Checkpointer:
         """Opens a folder, and makes it unless `read_only`.
 
         Args:
-            folder: a local path, or one of a file system that etils.epath knows (gs://...).
+            folder: on disk, or in a bucket (gs://...).
             keep: how many of the newest checkpoints stay, at least 1.
             best_metric: the key in the saved metrics by which one more stays, however old.
             best_mode: whether the best is the smallest or the largest.
@@ -76,7 +77,7 @@ class Checkpointer:
             [checkpoint_managers.LatestN(keep), _Only(self._best_of)]
         )
         self._manager = ocp.CheckpointManager(
-            epath.Path(folder).absolute(),
+            absolute(folder),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 enable_async_checkpointing=asynchronous,
@@ -285,6 +286,18 @@ class _Only(checkpoint_managers.PreservationPolicy):
         return [checkpoint.step == chosen for checkpoint in checkpoints]
 
 
+def saved_steps(folder: epath.Path) -> list[int]:
+    """The steps that are saved in a folder, as it stands: nothing is opened or waited for."""
+    if not folder.is_dir():
+        return []
+    # In a bucket nothing is renamed: there a file says that a checkpoint is complete.
+    return sorted(
+        int(step.name)
+        for step in folder.iterdir()
+        if step.name.isdigit() and (not is_remote(folder) or (step / "commit_success.txt").exists())
+    )
+
+
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
     """Leaves by path: what is stored does not depend on the classes that the state is made of."""
     return {leaf_path(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -318,7 +331,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], partial: b
 
 
 def _on_all_processes(fine: bool) -> bool:
-    """Whether it is so on every process; also a barrier."""
+    """True if it is so on every process; also a barrier."""
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
+from vqjax.files import open_path
 from vqjax.registry import did_you_mean
 from vqjax.runs.workdir import COMPUTE, differences, read_config
 
@@ -122,7 +123,8 @@ def stage_of_run(config: ConfigDict, stage: str, setting: str, workdir: str) -> 
             model.
     """
     named = f"config.{stage}.{setting}={workdir}"
-    theirs = read_config(epath.Path(workdir))
+    folder = open_path(workdir, f"config.{stage}.{setting}")
+    theirs = read_config(folder)
     if stage not in all_stages(theirs):
         raise InputError(f"{named}: that run has no stage {stage}")
     settings = theirs[stage]
@@ -138,7 +140,7 @@ def stage_of_run(config: ConfigDict, stage: str, setting: str, workdir: str) -> 
             f"{named}: its {stage} is another model: {'; '.join(differing)};"
             " set these as they were, or train one here"
         )
-    return TrainedStage(stage, epath.Path(workdir) / stage, settings)
+    return TrainedStage(stage, folder / stage, settings)
 
 
 def _as_json(config: ConfigDict) -> Any:

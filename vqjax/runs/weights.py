@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,29 +15,11 @@ from vqjax.priors.base import Prior, init_prior
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.stages import TrainedStage, decoder_of, tokenizer_of, trained_stage
 from vqjax.tokenizers import Tokenizer
-from vqjax.tokens import Tokens
+from vqjax.tokenizers.base import tokenizer_shapes
 
 log = logging.getLogger(__name__)
 
 Variables = dict[str, Any]
-
-
-def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> Variables:
-    """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
-    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-    keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
-    return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
-
-
-def tokens_shape(tokenizer: Tokenizer, resolution: int) -> Tokens:
-    """Shapes of the tokens of an image."""
-    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-    variables = tokenizer_shapes(tokenizer, resolution)
-
-    def encode(variables: Variables, x: Any) -> Any:
-        return tokenizer.apply(variables, x, method="encode")
-
-    return jax.eval_shape(encode, variables, images)
 
 
 def prior_shapes(prior: Prior, tokens: int, length: int) -> Variables:

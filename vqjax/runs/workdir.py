@@ -1,11 +1,11 @@
-"""The folder of a run: its config, what is known of its data, and one folder a stage."""
+"""The folder of a run, on disk or in a bucket: its config, its condition, one folder a stage."""
 
 import difflib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax.conditions import Condition, NoCondition, from_json, to_json
@@ -14,19 +14,20 @@ from vqjax.files import write_whole
 
 # Settings that do not change what is trained, so that a run may go on with other values.
 FREE = re.compile(
-    r"stages|mesh\..*|sampling\..*|data\.workers"
+    r"stages|profile|mesh\..*|sampling\..*|data\.workers"
     r"|\w+\.frechet\.weights|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
 )
 # Settings of a model that do not change what it computes.
 COMPUTE = re.compile(r".*\.(dtype|remat|implementation)")
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
+def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Checks that a folder which is there was made with this config.
 
     Raises:
         InputError: it was not (what differs is listed), or its config cannot be read; it is a file.
     """
+    workdir = epath.Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: this is a file, a folder is needed")
     if not (workdir / "config.json").exists():
@@ -40,24 +41,24 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Stores the config of a run in its folder, which is made."""
-    write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
+    write_whole(epath.Path(workdir) / "config.json", config.to_json(indent=2) + "\n")
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: epath.PathLike) -> ConfigDict:
     """The config that a workdir was made with.
 
     Raises:
         InputError: there is none, or it is not JSON.
     """
+    workdir = epath.Path(workdir)
     file = workdir / "config.json"
     try:
         return ConfigDict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
-        near = difflib.get_close_matches(
-            workdir.name, [d.name for d in workdir.parent.glob("*") if d.is_dir()], n=1
-        )
+        beside = workdir.parent.iterdir() if workdir.parent.is_dir() else ()
+        near = difflib.get_close_matches(workdir.name, [d.name for d in beside if d.is_dir()], n=1)
         hint = f" (there is {workdir.parent / near[0]})" if near and near[0] != workdir.name else ""
         raise InputError(
             f"{workdir} is not the folder of a run: it has no config.json{hint};"
@@ -69,19 +70,20 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
 
 
-def write_condition(workdir: Path, condition: Condition) -> None:
+def write_condition(workdir: epath.PathLike, condition: Condition) -> None:
     """Stores the condition of a run, which sampling needs without the data."""
-    write_whole(workdir / "condition.json", json.dumps(to_json(condition), indent=0) + "\n")
+    content = json.dumps(to_json(condition), indent=0)
+    write_whole(epath.Path(workdir) / "condition.json", content + "\n")
 
 
-def read_condition(workdir: Path) -> Condition:
+def read_condition(workdir: epath.PathLike) -> Condition:
     """The condition that `write_condition` stored; none where training has not begun."""
-    file = workdir / "condition.json"
+    file = epath.Path(workdir) / "condition.json"
     return from_json(json.loads(file.read_text())) if file.exists() else NoCondition()
 
 
 def differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
-    """What is not the same in two trees of settings, leaving out the allowed keys."""
+    """Settings that differ between two trees of them, in words, but for allowed keys."""
     before, now = _flat(before, prefix), _flat(now, prefix)
     return [
         f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"

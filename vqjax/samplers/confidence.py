@@ -14,7 +14,7 @@ from vqjax.samplers.filtering import filter_logits
 def still_masked(
     step: Int[Array, ""], steps: int, at_start: Int[Array, "b"], now: Int[Array, "b"]
 ) -> Int[Array, "b"]:
-    """How many tokens stay masked: floor(start * cos(pi/2 ratio)), at least one fewer than now.
+    """The number of tokens that stay masked: floor(start * cos(pi/2 ratio)), fewer than now.
 
     Args:
         step: 0 for the first.

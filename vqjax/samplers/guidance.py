@@ -4,7 +4,7 @@ Source: Ho and Salimans 2022, Eq. 6, on logits as in Muse (Chang et al. 2023, se
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import einops
 import jax
@@ -15,15 +15,6 @@ from vqjax.errors import FieldError
 from vqjax.priors.base import Prior
 
 Schedule = Literal["constant", "linear"]
-
-
-class GuidedSettings(Protocol):
-    """Settings of a sampler that can be guided."""
-
-    @property
-    def guidance(self) -> float:
-        """Weight of what the condition adds to the logits; 1 is no guidance."""
-        ...
 
 
 def check_guidance(prior: Prior, settings: Any) -> None:

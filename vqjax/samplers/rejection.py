@@ -22,7 +22,7 @@ Score = Literal["label", "confidence"]
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """Which of the candidates are kept.
+    """The rule by which candidates are kept.
 
     Attributes:
         acceptance: fraction of the candidates that is kept, (0, 1].
@@ -47,7 +47,7 @@ class Rejection:
 
 @functools.partial(jax.jit, static_argnames=("by",))
 def score(logits: Float[Array, "b k"], labels: Int[Array, "b"], by: Score) -> Float[Array, "b"]:
-    """How well each image passes, a log-probability: the larger, the better.
+    """The score of each image, a log-probability: the larger, the better.
 
     Args:
         logits: of the classifier.

@@ -8,6 +8,7 @@ A tokenizer is a Linen module of an encoder, a codebook, a decoder and a last la
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -69,11 +70,11 @@ class Tokenizer(nn.Module):
 
     @property
     def granularity(self) -> str:
-        """What decides which sides fit, for messages."""
+        """The numbers that decide which sides fit, for messages."""
         return f"f={self.downsampling}"
 
     def fits(self, side: int) -> bool:
-        """Whether an image may have a side of so many pixels."""
+        """True if an image may have a side of so many pixels."""
         return side > 0 and side % self.downsampling == 0
 
     def fitting_side(self, side: int) -> int:
@@ -166,3 +167,20 @@ class Tokenizer(nn.Module):
         """Encodes, quantizes and decodes; the reconstruction, and the rest as `features`."""
         features, tokens, loss, metrics = self.features(images, train)
         return self.to_pixels(features), tokens, loss, metrics
+
+
+def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> dict[str, Any]:
+    """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
+    return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
+
+
+def tokens_shape(tokenizer: Tokenizer, resolution: int) -> Tokens:
+    """Shapes of the tokens of an image."""
+    images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+
+    def encode(variables: dict[str, Any], x: Any) -> Any:
+        return tokenizer.apply(variables, x, method="encode")
+
+    return jax.eval_shape(encode, tokenizer_shapes(tokenizer, resolution), images)

@@ -201,11 +201,11 @@ class EfficientVQGAN(Tokenizer):
 
     @property
     def granularity(self) -> str:
-        """What decides which sides fit, for messages."""
+        """The numbers that decide which sides fit, for messages."""
         return f"{super().granularity} and window={self.window}"
 
     def fits(self, side: int) -> bool:
-        """Whether f divides a side, and the window every level's map that is larger than it."""
+        """True if f divides a side, and the window every level's map that is larger than it."""
         levels = [side // (self.patch_size * 2**i) for i in range(len(self.widths))]
         return super().fits(side) and all(
             cells <= self.window or cells % self.window == 0 for cells in levels

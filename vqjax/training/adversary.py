@@ -24,7 +24,7 @@ from vqjax.training.state import Network
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialSettings:
-    """How the adversary takes part; `<stage>.discriminator` without its model and optimizer.
+    """Settings of the adversary: `<stage>.discriminator` without its model and optimizer.
 
     Before the first step with an adversary it costs no time; from there its weight grows, while
     the discriminator learns already.

@@ -1,28 +1,31 @@
-"""What a running command says: the log and the progress bar."""
+"""The console of a running command: its log and its progress bar."""
 
 import contextlib
 import logging
+import math
 import sys
 import time
-from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
+from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from vqjax.files import StagedFolder
+
 LOGGER_NAME = "vqjax"
+# Seconds between two uploads of a log in a bucket, which is written whole each time.
+_UPLOAD_EVERY = 30.0
 
 
-def setup_logging(workdir: Path | str, is_main_process: bool = True) -> logging.Logger:
+def setup_logging(workdir: epath.PathLike, is_main_process: bool = True) -> logging.Logger:
     """Sends the logger "vqjax" to the console and, appending, to `<workdir>/log.txt`.
 
     A second call replaces the first one's files. On all processes but the main one nothing is
     written to the file and only warnings reach the console.
     """
     logger = logging.getLogger(LOGGER_NAME)
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-        handler.close()
+    close_logging()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(console)
@@ -32,18 +35,45 @@ def setup_logging(workdir: Path | str, is_main_process: bool = True) -> logging.
         logger.setLevel(logging.WARNING)
         return logger
     logger.setLevel(logging.INFO)
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(Path(workdir) / "log.txt", encoding="utf-8")
+    file = _LogFile(workdir)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
     return logger
 
 
+def close_logging() -> None:
+    """Closes what `setup_logging` opened; the last lines of a log in a bucket arrive now."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """The file log.txt of a folder."""
+
+    def __init__(self, folder: epath.PathLike):
+        self._staged = StagedFolder(folder, resumed=["log.txt"])
+        self._uploaded = -math.inf
+        super().__init__(self._staged.local / "log.txt", encoding="utf-8")
+
+    def flush(self) -> None:
+        """Called after each message."""
+        super().flush()
+        if time.monotonic() - self._uploaded >= _UPLOAD_EVERY:
+            self._staged.upload()
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        super().close()
+        self._staged.upload()
+
+
 class ProgressBar:
     """Loss, steps/s, images/s and time left of a training run.
 
-    On a terminal a bar, which log messages scroll past; elsewhere a plain line every `interval`
-    seconds. Both go to standard error. On all processes but the main one it shows nothing.
+    On a terminal a bar, which log messages scroll past; elsewhere a line every `interval` seconds
+    and at the end. Both go to standard error. On all processes but the main one it shows nothing.
     """
 
     def __init__(
@@ -63,59 +93,35 @@ class ProgressBar:
             start_step: the step that it goes on from.
             images_per_step: the global batch.
             is_main_process: whether to show anything.
-            interval: seconds between two plain lines.
+            interval: seconds between two lines where there is no terminal.
         """
-        self._name = name
-        self._total_steps = total_steps
-        self._images_per_step = images_per_step
-        self._is_main_process = is_main_process
-        self._interval = interval
-        self._shown_step = start_step
-        self._shown_time = time.monotonic()
-        self._bar: tqdm | None = None
+        terminal = sys.stderr.isatty()
         self._log_redirection = contextlib.ExitStack()
-        if is_main_process and sys.stderr.isatty():
+        if is_main_process and terminal:
             self._log_redirection.enter_context(
                 logging_redirect_tqdm([logging.getLogger(LOGGER_NAME)])
             )
-            self._bar = tqdm(
-                desc=name,
-                total=total_steps,
-                initial=start_step,
-                dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
-                " [{elapsed}<{remaining}{postfix}]",
-            )
+        self._bar = _Bar(
+            desc=name,
+            total=total_steps,
+            initial=start_step,
+            file=sys.stderr,
+            disable=not is_main_process,
+            leave=terminal,
+            **(_TERMINAL if terminal else _LINES | {"mininterval": interval, "delay": interval}),
+        )
+        self._bar.images_per_step = images_per_step
 
     def update(self, step: int, loss: SupportsFloat | None = None) -> None:
         """Shows that `step` updates are done, the last known loss being `loss`."""
-        if not self._is_main_process:
-            return
-        if self._bar is not None:
-            rate = self._bar.format_dict["rate"] or 0.0
-            self._bar.set_postfix_str(self._describe(loss, rate), refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._shown_time < self._interval and step < self._total_steps:
-            return
-        rate = (step - self._shown_step) / max(now - self._shown_time, 1e-9)
-        self._shown_step, self._shown_time = step, now
-        left = tqdm.format_interval((self._total_steps - step) / rate) if rate > 0 else "?"
-        print(
-            f"{self._name} {step}/{self._total_steps}, {self._describe(loss, rate)}, {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def _describe(self, loss: SupportsFloat | None, rate: float) -> str:
-        speed = f"{rate:.2f} steps/s, {rate * self._images_per_step:.0f} images/s"
-        return speed if loss is None else f"loss {float(loss):.4f}, {speed}"
+        self._bar.loss = "" if loss is None else f"loss {float(loss):.4f}, "
+        shown = self._bar.update(step - self._bar.n)
+        if step == self._bar.total and not shown:
+            self._bar.refresh()
 
     def close(self) -> None:
         """Leaves the bar as it stands and gives the console back."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         self._log_redirection.close()
 
     def __enter__(self) -> "ProgressBar":
@@ -123,3 +129,35 @@ class ProgressBar:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+_TERMINAL = {
+    "bar_format": "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+    " [{elapsed}<{remaining}, {loss}{speed}]",
+    "dynamic_ncols": True,
+}
+_LINES = {"bar_format": "{desc} {n_fmt}/{total_fmt}, {loss}{speed}, {remaining} left"}
+
+
+class _Bar(tqdm):
+    """A bar that knows loss and images/s; off a terminal, one whose every state is a line."""
+
+    images_per_step = 0
+    loss = ""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Values for `bar_format`."""
+        known = super().format_dict
+        elapsed = known["elapsed"]
+        rate = known["rate"] or ((self.n - self.initial) / elapsed if elapsed else 0.0)
+        speed = f"{rate:.2f} steps/s, {rate * self.images_per_step:.0f} images/s"
+        return known | {"loss": self.loss, "speed": speed}
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the bar; off a terminal, where none is left to stand, prints its line."""
+        if self.leave:
+            return super().display(msg, pos)
+        if msg is None:
+            print(self, file=self.fp, flush=True)
+        return False

@@ -14,7 +14,8 @@ from vqjax.errors import InputError
 from vqjax.parallel import placed
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.runs.stages import tokenizer_of, trained_stage
-from vqjax.runs.weights import load_weights, split_decoder, tokenizer_shapes
+from vqjax.runs.weights import load_weights, split_decoder
+from vqjax.tokenizers.base import tokenizer_shapes
 from vqjax.training.tokenizer_stage import TokenizerStage
 
 

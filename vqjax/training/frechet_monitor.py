@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
+from vqjax.evaluation.feature_networks import as_saved
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
-from vqjax.evaluation.networks import build_network, to_pixels
+from vqjax.evaluation.network_registry import build_network
 from vqjax.parallel import to_host
 
 
@@ -46,18 +47,18 @@ class FrechetMonitor:
         self._images = config.images
         self._variables = network.variables
         self._features: Callable[..., Any] = jax.jit(
-            lambda variables, images: network.apply(variables, to_pixels(images, "png"))[0]
+            lambda variables, images: network.apply(variables, as_saved(images, "png"))[0]
         )
         self._sets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     @property
     def batches(self) -> int:
-        """How many were added."""
+        """The number of batches that were added."""
         return len(self._sets[1])
 
     @property
     def wants_more(self) -> bool:
-        """Whether there are too few images yet."""
+        """True while there are too few images."""
         return sum(map(len, self._sets[1])) < self._images
 
     def add(

@@ -1,5 +1,6 @@
 """The training loop: data -> step -> metrics, pictures, checkpoints; for one stage."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -20,11 +21,13 @@ from ml_collections import ConfigDict
 from vqjax.conditions import Condition
 from vqjax.data import Source, evaluation_batches, train_batches
 from vqjax.errors import InputError, TrainingError
+from vqjax.files import write_whole
 from vqjax.parallel import batch_sharding, global_batch, placed, process_rows, replicated
 from vqjax.random_keys import random_key
 from vqjax.registry import did_you_mean
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
+from vqjax.training.profile import Profiler
 from vqjax.training.stage import Stage, started_from
 from vqjax.training.state import State
 from vqjax.training.writer import Writer
@@ -63,25 +66,34 @@ def batch_shapes(batch_size: int, resolution: int, length: int, mesh: Mesh) -> d
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Attributes:
+        settings: `config.data`.
+        train: images to train on.
+        validation: images to evaluate on.
+        condition: told of each image beside its pixels.
+    """
+
+    settings: ConfigDict
+    train: Source
+    validation: Source
+    condition: Condition
+
+
 def train_stage(
-    stage: Stage,
-    data: ConfigDict,
-    mesh: Mesh,
-    folder: epath.Path,
-    train_source: Source,
-    validation_source: Source,
-    condition: Condition,
+    stage: Stage, data: TrainingData, mesh: Mesh, folder: epath.Path, profile: str = ""
 ) -> None:
     """Trains a stage to its last step, from its last checkpoint where there is one.
 
     Args:
         stage: what to train.
-        data: `config.data`.
+        data: to train on.
         mesh: devices.
         folder: of the stage; gets checkpoints, metrics and pictures.
-        train_source: images to train on.
-        validation_source: images to evaluate on.
-        condition: what the batches deliver of each image beside its pixels.
+        profile: steps to be traced, see `vqjax.training.profile.parse_steps`.
 
     Raises:
         InputError: something in the config or the folder does not fit.
@@ -126,17 +138,17 @@ def train_stage(
     phase = stage.phase(start)
     to_devices = functools.partial(global_batch, mesh=mesh)
     batches = train_batches(
-        train_source,
-        condition,
+        data.train,
+        data.condition,
         batch_size=config.batch_size,
         seed=stage.seed,
         start_step=start,
-        resolution=data.resolution,
-        crop=data.crop,
-        min_scale=data.min_scale,
-        flip=data.flip,
-        workers=data.workers,
-        on_broken=data.on_broken,
+        resolution=data.settings.resolution,
+        crop=data.settings.crop,
+        min_scale=data.settings.min_scale,
+        flip=data.settings.flip,
+        workers=data.settings.workers,
+        on_broken=data.settings.on_broken,
         **slices,
     )
 
@@ -145,12 +157,12 @@ def train_stage(
             state,
             frozen,
             evaluation_batches(
-                validation_source,
-                condition,
+                data.validation,
+                data.condition,
                 batch_size=config.batch_size,
-                resolution=data.resolution,
+                resolution=data.settings.resolution,
                 limit=config.eval_images,
-                on_broken=data.on_broken,
+                on_broken=data.settings.on_broken,
                 **slices,
             ),
             to_devices,
@@ -188,6 +200,7 @@ def train_stage(
         closing(batches),
         Writer(folder, start, main) as writer,
         ProgressBar(stage.name, config.steps, start, config.batch_size, main) as bar,
+        Profiler(profile, folder / "profile", main) as profiler,
         _stop_requests() as stop_requested,
     ):
         for step in range(start + 1, config.steps + 1):
@@ -195,7 +208,8 @@ def train_stage(
             if stage.phase(step - 1) != phase:
                 phase = stage.phase(step - 1)
                 log.info("%s: phase %d begins with step %d", stage.name, phase, step)
-            state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
+            with profiler.step(step, pending):
+                state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
                 window.append(check(step - 1, pending))
@@ -224,6 +238,7 @@ def train_stage(
             # Nothing would ever be the best.
             unknown = evaluation and config.best_metric and config.best_metric not in evaluation
             if save_now or unknown:
+                writer.flush()
                 checkpointer.save(step, state, evaluation)
             if evaluation and unknown:
                 checkpointer.close()
@@ -257,8 +272,7 @@ def _write_overview(folder: epath.Path, stage: Stage, shapes: State) -> None:
     """The table of parameters, to a file and in short to the log."""
     params = shapes.model.params
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parameters.txt").write_text(table + "\n")
+    write_whole(folder / "parameters.txt", table + "\n")
     total = sum(x.size for x in jax.tree.leaves(params))
     log.info("%s: %s parameters (table: %s)", stage.name, f"{total:,}", folder / "parameters.txt")
 

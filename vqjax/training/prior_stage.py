@@ -20,8 +20,9 @@ from vqjax.priors.base import init_prior
 from vqjax.random_keys import random_key
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
-from vqjax.runs.weights import load_tokenizer, load_weights, tokenizer_shapes, tokens_shape
+from vqjax.runs.weights import load_tokenizer, load_weights
 from vqjax.samplers import SAMPLERS
+from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
@@ -148,11 +149,8 @@ class PriorStage(Stage):
         """Counts of the valid images' codes, and the prior's sums over them."""
         tokens = self._encode(frozen, batch["image"])
         counts = quantizers.count_codes(tokens.codes, self.model.num_codes, batch["valid"])
-        keys = {
-            name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(self.model.rngs)
-        }
         held_out = self.model.apply(
-            variables, tokens, batch["condition"], batch["valid"], method="held_out", rngs=keys
+            variables, tokens, batch["condition"], batch["valid"], key, method="held_out"
         )
         return counts, held_out
 

@@ -1,6 +1,5 @@
-"""What a stage leaves in its folder for a person to look at: metrics and pictures."""
+"""Metrics and pictures of a stage, for a person to look at."""
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import SupportsFloat
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
 from tensorboardX import SummaryWriter
 
-from vqjax.files import write_whole
+from vqjax.files import StagedFolder, write_png, write_whole
 
 
 class Writer:
@@ -20,23 +19,24 @@ class Writer:
 
     Step numbers count finished updates. A run that goes on from step s continues the same files
     as if it had never stopped: what they say of later steps is dropped, and at s = 0 everything.
-    On all processes but the main one nothing is written.
+    In a bucket, metrics and events arrive with each `flush`, pictures at once. On all processes but
+    the main one nothing is written.
     """
 
     def __init__(
-        self, folder: Path | str, start_step: int = 0, is_main_process: bool = True
+        self, folder: epath.PathLike, start_step: int = 0, is_main_process: bool = True
     ) -> None:
         """Opens the files in `folder`, which is made if it is not there."""
-        self._folder = Path(folder)
+        self._folder = epath.Path(folder)
         self._is_main_process = is_main_process
         if not is_main_process:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._staged = StagedFolder(folder, resumed=["metrics.jsonl"])
         first_step = start_step + 1 if start_step > 0 else 0
-        metrics_file = self._folder / "metrics.jsonl"
+        metrics_file = self._staged.local / "metrics.jsonl"
         _drop_lines_from(metrics_file, first_step)
         self._metrics = metrics_file.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(self._folder), purge_step=first_step)
+        self._tensorboard = SummaryWriter(str(self._staged.local), purge_step=first_step)
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Writes one line of `metrics.jsonl` and one TensorBoard point for each value.
@@ -56,23 +56,21 @@ class Writer:
         """Writes `pictures/<name>_<step>.png` and the same picture to TensorBoard."""
         if not self._is_main_process:
             return
-        png = io.BytesIO()
-        Image.fromarray(grid).save(png, format="PNG")
-        file = self._folder / "pictures" / f"{name}_{step:07d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, png.getvalue())
+        write_png(self._folder / "pictures" / f"{name}_{step:07d}.png", grid)
         self._tensorboard.add_image(name, grid, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Asks TensorBoard's background thread to put its events on disk; all else is there."""
+        """Puts TensorBoard's events, and in a bucket all metrics, beside what is there already."""
         if self._is_main_process:
             self._tensorboard.flush()
+            self._staged.upload()
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._is_main_process:
             self._metrics.close()
             self._tensorboard.close()
+            self._staged.upload()
 
     def __enter__(self) -> "Writer":
         return self

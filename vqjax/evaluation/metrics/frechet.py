@@ -47,12 +47,12 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class DistanceByCount:
-    """How a distance falls with the number of images.
+    """Distances of ever more images, and their limit.
 
     Attributes:
         counts: numbers of images, ascending.
         distances: of that many images to the reference.
-        infinity: what the distances tend to, with a larger error than theirs, by which it may fall
+        infinity: limit of the distances, with a larger error than theirs, by which it may fall
             below 0. None if there are too few images to say, see `distance_by_count`.
     """
 
@@ -63,7 +63,7 @@ class DistanceByCount:
 
 @dataclasses.dataclass(frozen=True)
 class Uncertainty:
-    """How much a distance would differ for another set of as many images.
+    """The spread of a distance over other sets of as many images.
 
     Attributes:
         distance: of the images to the reference.
@@ -212,7 +212,7 @@ def distance_by_count(
     seed: int,
     chunk: int = _CHUNK,
 ) -> DistanceByCount:
-    """Distances of ever more of the images, and what they tend to with infinitely many.
+    """Distances of ever more of the images, and their limit at infinitely many.
 
     A covariance of few images makes the distance too large, to first order by a term in 1 / count
     that depends on the model too, so that two models may change places. The intercept of a line in
@@ -225,7 +225,7 @@ def distance_by_count(
 
     Args:
         features: one row an image.
-        reference: what the distance is to.
+        reference: that the distance is to.
         counts: numbers of images, from 2 to n; `counts_up_to` has good ones.
         seed: of the choice of the images, drawn for each count anew without replacement.
         chunk: rows in memory at a time.
@@ -267,7 +267,7 @@ def bootstrap(
 
     Args:
         features: one row an image.
-        reference: what the distance is to.
+        reference: that the distance is to.
         repeats: sets that are drawn, at least 2; with 100 the error is known to 7 %.
         seed: of the draws.
         chunk: rows in memory at a time.
@@ -323,7 +323,7 @@ def read(
     Args:
         features: one row an image.
         rows: which, ascending.
-        name: what the error calls the table.
+        name: of the table, for the error.
 
     Raises:
         InputError: a value is NaN or infinite; the message names the first of the rows that has

@@ -1,17 +1,19 @@
-"""Nearest neighbours among features, and what they tell: precision, recall, a classifier.
+"""Nearest neighbours among features, and the metrics made of them: precision, recall, accuracy.
 
 Source: Kynkäänniemi et al. 2019, section 3.
 
-Distances of all pairs come a block at a time from |x|^2 - 2 x.y + |y|^2, one matrix product. It
-cancels for pairs that are near, which are the ones that matter: in float32 by about 3e-4 of |x|, so
-in float64 (twice the time), about the mean of the references. What a result depends on is then
-taken from the difference itself, so that copies are at a distance of exactly 0.
+Distances of many pairs come from |x|^2 - 2 x.y + |y|^2, one matrix product, which cancels for pairs
+that are near: the ones that matter. So scikit-learn, which takes it in float64, only proposes; what
+a result depends on is taken from the difference itself, and copies are at a distance of exactly 0.
 """
 
 import dataclasses
 
 import numpy as np
+import sklearn
 from jaxtyping import Bool, Float, Float64, Int
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.neighbors import NearestNeighbors
 
 from vqjax.errors import InputError
 from vqjax.evaluation.metrics.frechet import check_dimensions, parts, read
@@ -19,13 +21,16 @@ from vqjax.evaluation.metrics.frechet import check_dimensions, parts, read
 # Features that are in memory at a time: 32 MB at 2048 dimensions, and 32 MB of distances.
 _BLOCK = 2048
 
+# Further neighbours whose distances are looked at: rounding may swap those that are as near.
+_SPARE = 4
+
 # Rounding of a squared distance by the matrix product, relative to the squared norms.
 _ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
-    """How much of each set lies in the manifold of the other.
+    """The shares of two sets that lie in the manifold of the other.
 
     Attributes:
         precision: fraction of the images that look like a reference: quality, [0, 1].
@@ -37,22 +42,18 @@ class PrecisionRecall:
 
 
 def nearest(
-    queries: Float[np.ndarray, "n d"],
-    references: Float[np.ndarray, "m d_reference"],
-    k: int,
-    block: int = _BLOCK,
+    queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "m d_reference"], k: int
 ) -> tuple[Float64[np.ndarray, "n {k}"], Int[np.ndarray, "n {k}"]]:
     """The k nearest references of each query, by Euclidean distance.
 
     A query that is among the references finds itself, at a distance of 0. Memory does not grow
-    with the references; the result does not depend on `block`, except in which of several equally
-    distant references come back.
+    with the references, where both are of one type, float32 or float64. Which of several equally
+    distant references come back is not said.
 
     Args:
         queries: one row an image.
         references: the same for the images to look among.
         k: neighbours, 1 to m.
-        block: rows of each in memory at a time.
 
     Returns:
         Distances, ascending, and the rows of the references.
@@ -66,23 +67,21 @@ def nearest(
             f"{k} nearest neighbours among {len(references)} images: a number from 1 to"
             f" {len(references)} is needed"
         )
-    distances = np.full((len(queries), k), np.inf)
-    indices = np.zeros((len(queries), k), int)
-    center = _center(references, block)
-    for rows in parts(len(queries), block):
-        x = read(queries, rows) - center
-        for columns in parts(len(references), block):
-            y = read(references, columns) - center
-            squares = _squared_distances(x, y)
-            near = np.argpartition(squares, min(k, len(y)) - 1, axis=1)[:, :k]
-            # One neighbour of all queries at a time: no array is larger than x.
-            exact = np.stack([np.linalg.norm(x - y[column], axis=1) for column in near.T], axis=1)
-            both = np.concatenate([distances[rows], exact], axis=1)
-            both_indices = np.concatenate([indices[rows], near + columns.start], axis=1)
-            order = np.argsort(both, axis=1, kind="stable")[:, :k]
-            distances[rows] = np.take_along_axis(both, order, axis=1)
-            indices[rows] = np.take_along_axis(both_indices, order, axis=1)
-    return distances, indices
+    for features in (queries, references):
+        for rows in parts(len(features), _BLOCK):
+            read(features, rows)
+    number = min(k + _SPARE, len(references))
+    with sklearn.config_context(assume_finite=True):
+        search = NearestNeighbors(n_neighbors=number, algorithm="brute").fit(references)
+        indices = search.kneighbors(queries, return_distance=False)
+    distances = np.empty(indices.shape)
+    for rows in parts(len(queries), _BLOCK):
+        x = read(queries, rows)
+        # One neighbour of all queries at a time: no array is larger than x.
+        for column, near in enumerate(indices[rows].T):
+            distances[rows, column] = np.linalg.norm(x - references[near], axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
 
 
 def knn_accuracy(
@@ -91,7 +90,6 @@ def knn_accuracy(
     reference_features: Float[np.ndarray, "m d_reference"],
     reference_labels: Int[np.ndarray, " m"],
     k: int = 5,
-    block: int = _BLOCK,
 ) -> float:
     """Fraction of images whose label most of their k nearest references have.
 
@@ -103,14 +101,13 @@ def knn_accuracy(
         reference_features: the same for the images to look among.
         reference_labels: class of each.
         k: neighbours that vote.
-        block: rows of each in memory at a time.
 
     Raises:
         InputError: no images, and as `nearest`.
     """
     if len(features) == 0:
         raise InputError("accuracy of 0 images: at least 1 is needed")
-    _, indices = nearest(features, reference_features, k, block)
+    _, indices = nearest(features, reference_features, k)
     candidates = reference_labels[indices]
     votes = np.sum(candidates[:, :, None] == candidates[:, None, :], axis=2)
     # argmax takes the first, so the nearest.
@@ -158,17 +155,18 @@ def precision_recall(
 def _inside(
     queries: Float[np.ndarray, "n d"], members: Float[np.ndarray, "m d"], k: int, block: int
 ) -> Bool[np.ndarray, " n"]:
-    """Which queries lie in the manifold of the members."""
+    """True for queries that lie in the manifold of the members."""
     # Each member finds itself, or a copy of it: one more.
-    radii = nearest(members, members, k + 1, block)[0][:, -1]
-    center = _center(members, block)
+    radii = nearest(members, members, k + 1)[0][:, -1]
+    # About a point amid the members the norms are small, and so is the rounding.
+    center = np.mean(read(members, slice(0, block)), axis=0)
     inside = np.zeros(len(queries), bool)
     for rows in parts(len(queries), block):
         x = read(queries, rows) - center
         found = inside[rows]
         for columns in parts(len(members), block):
             y, radius = read(members, columns) - center, radii[columns]
-            margin = _squared_distances(x, y) - radius**2
+            margin = euclidean_distances(x, y, squared=True) - radius**2
             error = _ROUNDING * (np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1))
             found |= np.any(margin <= -error, axis=1)
             # On the edge within rounding: few, as a copy of a member whose k neighbours are copies.
@@ -176,16 +174,3 @@ def _inside(
                 edge = np.flatnonzero(margin[i] <= error[i])
                 found[i] = np.any(np.linalg.norm(x[i] - y[edge], axis=1) <= radius[edge])
     return inside
-
-
-def _center(features: Float[np.ndarray, "m d"], block: int) -> Float64[np.ndarray, " d"]:
-    """A point amid the features: about it the norms are small, and so is the rounding."""
-    return np.mean(read(features, slice(0, block)), axis=0)
-
-
-def _squared_distances(
-    x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m d"]
-) -> Float64[np.ndarray, "n m"]:
-    """Of all pairs, within rounding of the squared norms, at least 0."""
-    norms = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)
-    return np.maximum(norms - 2 * (x @ y.T), 0)

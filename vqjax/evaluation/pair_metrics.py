@@ -1,4 +1,4 @@
-"""How well a tokenizer gives images back: a row of numbers for each of them."""
+"""Metrics of images and their reconstructions: PSNR, SSIM, LPIPS and features, a row an image."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vqjax import quantizers
+from vqjax.evaluation.feature_networks import FeatureNetwork, as_saved
 from vqjax.evaluation.metrics.ssim import WINDOW, ssim
-from vqjax.evaluation.networks import FeatureNetwork, to_pixels
+from vqjax.evaluation.results import Measurements
 from vqjax.evaluation.rows import Columns, Rows
-from vqjax.evaluation.scores import Scores
 from vqjax.losses.perceptual import LPIPS, MIN_SIZE
 from vqjax.losses.pixelwise import psnr
 from vqjax.pixels import to_float
-from vqjax.runs.weights import tokens_shape
 from vqjax.tokenizers import Tokenizer
+from vqjax.tokenizers.base import tokens_shape
 
 # Codes that are counted at a time.
 _CHUNK = 4096
@@ -26,7 +26,7 @@ _CHUNK = 4096
 def columns(
     tokenizer: Tokenizer, network: FeatureNetwork, lpips: LPIPS | None, resolution: int
 ) -> Columns:
-    """What `measurer` gives for each image, and its class."""
+    """The columns that `measurer` fills for each image, and that of its class."""
     tokens = tokens_shape(tokenizer, resolution).codes.shape[1]
     numbers = ["PSNR", "l1", "l2"]
     numbers += ["SSIM"] if resolution >= WINDOW else []
@@ -59,7 +59,7 @@ def measurer(
     lpips: LPIPS | None,
     pixels: Literal["png", "float"],
 ) -> Callable[[Mapping[str, Any], UInt8[Array, "b H W 3"]], dict[str, Array]]:
-    """The function of variables and images that measures each image and its reconstruction.
+    """A function of variables and images that measures each image and its reconstruction.
 
     Args:
         tokenizer: that reconstructs.
@@ -75,7 +75,7 @@ def measurer(
     def measure(variables: Mapping[str, Any], images: UInt8[Array, "b H W 3"]) -> dict[str, Array]:
         x = to_float(images)
         y, tokens, _, _ = apply(variables["tokenizer"], x, train=False)
-        y = to_pixels(y, pixels)
+        y = as_saved(y, pixels)
         rows = {
             "PSNR": psnr(x, y),
             "l1": jnp.mean(jnp.abs(x - y), axis=(1, 2, 3)),
@@ -95,7 +95,7 @@ def measurer(
     return measure
 
 
-def pixel_scores(rows: Rows, num_codes: int) -> tuple[Scores, dict[str, Float[np.ndarray, " n"]]]:
+def summary(rows: Rows, num_codes: int) -> tuple[Measurements, dict[str, Float[np.ndarray, " n"]]]:
     """Means over the images with their standard errors, and the codebook's use over all of them.
 
     Args:
@@ -103,22 +103,23 @@ def pixel_scores(rows: Rows, num_codes: int) -> tuple[Scores, dict[str, Float[np
         num_codes: size of the codebook.
 
     Returns:
-        The scores, and the metrics of each image that they are means of.
+        The measurements, and the metrics of each image that they are means of.
     """
-    scores = Scores()
+    found = Measurements()
     each = {
         name: np.asarray(rows[name], np.float64)
         for name in rows.columns
         if name not in ("codes", "positions", "features", "original_features", "label")
     }
     for name, values in each.items():
-        scores.metrics[name] = float(np.mean(values))
+        found.metrics[name] = float(np.mean(values))
         if len(values) > 1:
-            scores.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
+            found.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     counts = np.zeros(num_codes)
     for start in range(0, rows.count, _CHUNK):
-        counts += np.bincount(rows["codes"][start : start + _CHUNK].ravel(), minlength=num_codes)
+        codes = rows["codes"][start : start + _CHUNK]
+        counts += np.asarray(quantizers.count_codes(codes, num_codes))
     total = jnp.asarray(counts, jnp.float32)
-    scores.metrics["codebook usage"] = float(quantizers.usage(total))
-    scores.metrics["codebook perplexity"] = float(quantizers.perplexity(total))
-    return scores, each
+    found.metrics["codebook usage"] = float(quantizers.usage(total))
+    found.metrics["codebook perplexity"] = float(quantizers.perplexity(total))
+    return found, each

@@ -1,13 +1,13 @@
-"""The numbers of a set of images: what is told of it, and how far to trust it."""
+"""Metrics of a set of images against a reference, with their uncertainty."""
 
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.metrics.frechet import (
     FrechetTo,
     bootstrap,
@@ -19,15 +19,15 @@ from vqjax.evaluation.metrics.frechet import (
 from vqjax.evaluation.metrics.inception_score import inception_score
 from vqjax.evaluation.metrics.kernel_distance import kernel_distance
 from vqjax.evaluation.metrics.manifold import knn_accuracy, precision_recall
-from vqjax.evaluation.networks import FeatureNetwork
 from vqjax.evaluation.references import Reference
+from vqjax.evaluation.results import Measurements
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the metrics of a distribution are taken; part of the protocol.
+class MetricSettings:
+    """Settings of the metrics of a set of images; part of the protocol.
 
     Attributes:
         counts: numbers of images at which the Fréchet distance is taken, for its extrapolation.
@@ -52,42 +52,21 @@ class Settings:
     seed: int = 0
 
 
-@dataclasses.dataclass
-class Scores:
-    """Numbers by name, as they go into metrics.json.
-
-    Attributes:
-        metrics: the numbers.
-        spread: standard errors, or standard deviations over subsets or parts, of some.
-        interval: 95 % intervals of some.
-        by_count: the Fréchet distance of fewer images, and its limit.
-        per_class: by the name of the class.
-        notes: sentences on what limits the numbers.
-    """
-
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    spread: dict[str, float] = dataclasses.field(default_factory=dict)
-    interval: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    by_count: dict[str, Any] = dataclasses.field(default_factory=dict)
-    per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """Images against a reference, as a network sees them.
+class SetMetrics:
+    """Metrics of sets of images against a reference, on the features of a network.
 
     Attributes:
-        reference: what the images are compared with.
+        reference: the images to compare with.
         network: whose features they are.
         settings: how the metrics are taken.
     """
 
     reference: Reference
     network: FeatureNetwork
-    settings: Settings
+    settings: MetricSettings
 
-    def distances(self, features: Float[np.ndarray, "n d"], prefix: str = "") -> Scores:
+    def distances(self, features: Float[np.ndarray, "n d"], prefix: str = "") -> Measurements:
         """Fréchet and kernel distance to the reference.
 
         Args:
@@ -97,29 +76,29 @@ class Comparison:
         Raises:
             InputError: features of another dimension, not finite, or of fewer than 2 images.
         """
-        scores, settings, reference = Scores(), self.settings, self.reference
+        found, settings, reference = Measurements(), self.settings, self.reference
         log.info("distances of %d images, %d features of each", *features.shape)
         frechet, kernel = (self.network.metric(prefix + name) for name in ("FID", "KID"))
         to = FrechetTo(reference.gaussian)
         if settings.bootstrap and len(features) > 2:
             log.info("%s and %d bootstrap draws", frechet, settings.bootstrap)
             uncertainty = bootstrap(features, to, settings.bootstrap, settings.seed)
-            scores.metrics[frechet] = uncertainty.distance
-            scores.spread[frechet] = uncertainty.standard_error
-            scores.interval[frechet] = list(uncertainty.interval)
+            found.metrics[frechet] = uncertainty.distance
+            found.spread[frechet] = uncertainty.standard_error
+            found.interval[frechet] = list(uncertainty.interval)
         else:
-            scores.metrics[frechet] = to.samples(features)
+            found.metrics[frechet] = to.samples(features)
         log.info("%s by number of images", frechet)
         counts = counts_up_to(len(features), self.network.dim, settings.counts)
         by_count = distance_by_count(features, to, counts, settings.seed)
-        scores.by_count = {
+        found.by_count = {
             "metric": frechet,
             "counts": list(by_count.counts),
             "distances": list(by_count.distances),
             "infinity": by_count.infinity,
         }
         if by_count.infinity is not None:
-            scores.metrics[f"{frechet} at infinity"] = by_count.infinity
+            found.metrics[f"{frechet} at infinity"] = by_count.infinity
         if reference.features is not None:
             log.info("%s", kernel)
             most = max(len(features), len(reference.features))
@@ -128,51 +107,51 @@ class Comparison:
             distance = kernel_distance(
                 features, reference.features, subsets, settings.kernel_subset_size, settings.seed
             )
-            scores.metrics[kernel] = distance.mean
+            found.metrics[kernel] = distance.mean
             if subsets > 1:
-                scores.spread[kernel] = distance.standard_deviation
-            scores.notes.append(f"{kernel}: subsets drawn {subsets}, images {distance.subset_size}")
+                found.spread[kernel] = distance.standard_deviation
+            found.notes.append(f"{kernel}: subsets drawn {subsets}, images {distance.subset_size}")
         else:
-            scores.notes.append(f"{kernel}, precision and recall need images, not their statistics")
+            found.notes.append(f"{kernel}, precision and recall need images, not their statistics")
         counts_of = {"images": len(features), "reference": reference.gaussian.count}
         for name, count in counts_of.items():
             warning = rank_warning(count, self.network.dim)
             if warning:
-                scores.notes.append(f"{frechet}, {name}: {warning}")
-        return scores
+                found.notes.append(f"{frechet}, {name}: {warning}")
+        return found
 
-    def qualities(
+    def quality(
         self, features: Float[np.ndarray, "n d"], logits: Float[np.ndarray, "n k"]
-    ) -> Scores:
+    ) -> Measurements:
         """Inception Score, precision and recall: of samples, not of reconstructions.
 
         Args:
             features: one row an image.
             logits: of the network's classes, for each image.
         """
-        scores, settings, network = Scores(), self.settings, self.network
+        found, settings, network = Measurements(), self.settings, self.network
         name = network.metric("IS")
         if len(logits) >= settings.splits:
             score = inception_score(logits, settings.splits, settings.seed)
-            scores.metrics[name], scores.spread[name] = score.mean, score.standard_deviation
+            found.metrics[name], found.spread[name] = score.mean, score.standard_deviation
         else:
-            scores.notes.append(
+            found.notes.append(
                 f"{name} needs {settings.splits} images at least, one for each of its parts"
             )
         if self.reference.features is not None:
             log.info("precision and recall")
-            ours, theirs = map(self._some, (features, self.reference.features))
+            ours, theirs = map(self._manifold, (features, self.reference.features))
             if min(len(ours), len(theirs)) > settings.neighbours:
                 both = precision_recall(ours, theirs, settings.neighbours)
-                scores.metrics[network.metric("precision")] = both.precision
-                scores.metrics[network.metric("recall")] = both.recall
-                scores.notes.append(
+                found.metrics[network.metric("precision")] = both.precision
+                found.metrics[network.metric("recall")] = both.recall
+                found.notes.append(
                     f"precision and recall: of {len(ours)} images against {len(theirs)}"
                 )
-        return scores
+        return found
 
-    def _some(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
-        """As many rows as make a manifold; the first ones might all be of one class."""
+    def _manifold(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
+        """Rows of a manifold, drawn where there are more: the first might all be of one class."""
         most, n = self.settings.manifold_images, len(features)
         if n <= most:
             return features
@@ -181,7 +160,7 @@ class Comparison:
 
     def class_accuracy(
         self, features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
-    ) -> Scores:
+    ) -> Measurements:
         """Fraction of the images that their nearest neighbours in the reference put in their class.
 
         Args:
@@ -189,19 +168,19 @@ class Comparison:
             labels: class that each was made for; without labels of the reference there is no
                 number.
         """
-        scores, reference = Scores(), self.reference
+        found, reference = Measurements(), self.reference
         if reference.features is None or reference.labels is None:
-            return scores
+            return found
         k = min(self.settings.class_neighbours, len(reference.features))
         log.info("class accuracy: nearest of %d references", len(reference.features))
-        scores.metrics[self.network.metric("class accuracy")] = knn_accuracy(
+        found.metrics[self.network.metric("class accuracy")] = knn_accuracy(
             features, labels, reference.features, reference.labels, k
         )
-        scores.notes.append(
+        found.notes.append(
             f"class accuracy: by the vote of the {k} nearest of {len(reference.features)} reference"
             " images, which were drawn from the same classes but not necessarily evenly"
         )
-        return scores
+        return found
 
     def per_class(
         self,
@@ -210,7 +189,7 @@ class Comparison:
         class_names: Sequence[str],
         means: dict[str, Float[np.ndarray, " n"]],
         prefix: str = "",
-    ) -> Scores:
+    ) -> Measurements:
         """Fréchet distance of each class to that of the reference, and means of other metrics.
 
         Args:
@@ -224,7 +203,7 @@ class Comparison:
             Those by name of the class; classes without images are left out, and distances of
             fewer than 2.
         """
-        scores, reference, fewest = Scores(), self.reference, self.network.dim + 1
+        found, reference, fewest = Measurements(), self.reference, self.network.dim + 1
         distance = self.network.metric(f"{prefix}FID")
         for label, name in enumerate(class_names):
             own = np.flatnonzero(labels == label)
@@ -240,21 +219,8 @@ class Comparison:
                     to = FrechetTo(fit(reference.features[theirs]))
                     row[distance] = to.samples(features[own])
                     row["reference images"] = float(len(theirs))
-            scores.per_class[name] = row
+            found.per_class[name] = row
         warning = rank_warning(fewest, self.network.dim)
         if warning:
-            scores.notes.append(f"{distance} by class, the smallest: {warning}")
-        return scores
-
-
-def merge(*parts: Scores) -> Scores:
-    """All numbers of several."""
-    merged = Scores()
-    for part in parts:
-        merged.metrics |= part.metrics
-        merged.spread |= part.spread
-        merged.interval |= part.interval
-        merged.by_count |= part.by_count
-        merged.per_class |= part.per_class
-        merged.notes += part.notes
-    return merged
+            found.notes.append(f"{distance} by class, the smallest: {warning}")
+        return found

@@ -1,0 +1,61 @@
+"""A run from Python: vqjax.load, encode, decode, sample, edit."""
+
+import numpy as np
+import pytest
+import tiny
+
+import vqjax
+from vqjax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run():
+    return vqjax.load(tiny.finished_run().workdir, tiny.one_device())
+
+
+def images(count=2):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+def test_encode_and_decode(run):
+    tokens = run.encode(images())
+    assert tokens.codes.shape == tokens.positions.shape == (2, 16) and tokens.grid == (4, 4)
+    rebuilt = run.decode(tokens)
+    assert rebuilt.shape == (2, 16, 16, 3) and rebuilt.dtype == np.uint8
+    # What is tokenized anew is another image of the same codebook.
+    assert run.encode(rebuilt).codes.shape == (2, 16)
+
+
+def test_sample_by_label_and_seed(run):
+    first = run.sample(3, label="discs", seed=1)
+    assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(run.sample(3, label=1, seed=1), first)
+    assert (run.sample(3, label="discs", seed=2) != first).any()
+    assert (run.sample(3, label="discs", seed=1, temperature=0.1) != first).any()
+    with pytest.raises(InputError, match="one of: checks, discs, stripes"):
+        run.sample(1, label="cubes")
+    with pytest.raises(InputError, match=r"config.sampling.temperatur: .* mean 'temperature'"):
+        run.sample(1, temperatur=0.1)
+
+
+def test_edit_keeps_what_is_not_masked(run):
+    (image,) = images(1)
+    mask = np.zeros_like(image)
+    mask[4:9, 3:8] = 255
+    results = run.edit(image, mask, count=2, label="checks")
+    hole = mask[..., 0] == 255
+    assert (results[:, ~hole] == image[~hole]).all()
+    assert (results[0] != results[1]).any()
+
+
+def test_a_run_of_a_tokenizer_alone(tmp_path):
+    config = tiny.finished_run().config.copy_and_resolve_references()
+    config.tokenizer.use_from = str(tiny.finished_run().workdir)
+    for name in ("prior", "sampling"):
+        del config[name]
+    config.stages = ("tokenizer",)
+    tiny.write_config(config, tmp_path)
+    run = vqjax.load(tmp_path, tiny.one_device())
+    assert run.decode(run.encode(images())).shape == (2, 16, 16, 3)
+    with pytest.raises(InputError, match="is a run without a prior, so it draws no images"):
+        run.sample(1)

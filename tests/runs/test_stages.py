@@ -1,0 +1,130 @@
+"""The stages of a config: which there are, whose codes and whose decoder they use."""
+
+import pytest
+import tiny
+from etils import epath
+
+from configs import common
+from vqjax.errors import InputError
+from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer, check_config
+from vqjax.runs.stages import (
+    all_stages,
+    decoder_of,
+    stages_of,
+    stages_to_train,
+    tokenizer_of,
+    trained_stage,
+)
+from vqjax.runs.workdir import write_config
+
+
+def three_stages():
+    """Tokenizer, decoder and prior."""
+    config = tiny.get_config("path=x")
+    config.decoder = common.decoder_stage(config.tokenizer)
+    config.stages = ("tokenizer", "decoder", "prior")
+    return config
+
+
+def test_stages_by_kind_and_whose_decoder_paints():
+    config = three_stages()
+    assert all_stages(config) == ["tokenizer", "decoder", "prior"]
+    assert stages_of(config, "tokenizer", "decoder") == ["tokenizer", "decoder"]
+    assert [tokenizer_of(config, name) for name in all_stages(config)] == ["tokenizer"] * 3
+    assert decoder_of(config, "prior") == "decoder"
+    assert decoder_of(config, "tokenizer") == "tokenizer"
+    del config["decoder"]
+    assert decoder_of(config, "prior") == "tokenizer"
+
+
+def test_stages_of_other_names():
+    """Two tokenizers and two priors in one config: each prior keeps to its own tokenizer."""
+    config = tiny.get_config("path=x")
+    config.coarse = config.tokenizer.copy_and_resolve_references()
+    config.coarse_prior = config.prior.copy_and_resolve_references()
+    config.coarse_prior.tokenizer = "coarse"
+    assert all_stages(config) == ["coarse", "tokenizer", "coarse_prior", "prior"]
+    assert decoder_of(config, "coarse_prior") == "coarse"
+    assert decoder_of(config, "prior") == "tokenizer"
+    config.stages = ("coarse,coarse_prior",)
+    assert stages_to_train(config) == ["coarse", "coarse_prior"]
+    check_config(config)
+
+
+def test_a_tokenizer_needs_no_prior():
+    config = tiny.get_config("path=x")
+    for name in ("prior", "sampling"):
+        del config[name]
+    config.stages = ("tokenizer",)
+    check_config(config)
+    assert all_stages(config) == stages_to_train(config) == ["tokenizer"]
+    assert build_stage_tokenizer(config, "tokenizer").num_codes == 32
+    assert tiny.make_stage(config, "tokenizer", "anywhere").name == "tokenizer"
+
+
+def test_a_decoder_keeps_the_codes_of_its_tokenizer():
+    config = three_stages()
+    config.decoder.model.depths = (4,)
+    assert build_stage_tokenizer(config, "prior").depths == (4,)
+    config.decoder.model.quantizer.num_codes = 16
+    with pytest.raises(InputError, match=r"config.decoder.model makes other tokens than"):
+        build_stage_tokenizer(config, "prior")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prior.kind": "gan"}, r"config.prior.kind='gan': valid: decoder, prior, tokenizer"),
+        ({"prior.tokenizer": "tokens"}, r"config.prior.tokenizer='tokens': .*valid: tokenizer"),
+        ({"stages": ("prior", "sampler")}, r"config.stages has 'sampler'"),
+        ({"extra": 1}, r"config.extra: there is no such setting"),
+        ({"sampling.stepz": 3}, r"config.sampling.stepz: the sampler of multigrained has no such"),
+        ({"sampling.guidance_schedule": "cosine"}, r"guidance_schedule='cosine': .*constant, lin"),
+        ({"sampling.decode_tile": -4}, r"config.sampling.decode_tile=-4: 0 or more"),
+        ({"prior.batchsize": 3}, r"config.prior.batchsize: .* did you mean 'batch_size'"),
+        ({"tokenizer.loss.l3": 3}, r"config.tokenizer.loss.l3: LossWeights has no such field"),
+        ({"tokenizer.optimizer.lr": 3}, r"config.tokenizer.optimizer.lr: OptimizerSettings has no"),
+        ({"tokenizer.discriminator.start_at": 3}, r"config.tokenizer.discriminator.start_at"),
+        ({"data.flips": True}, r"config.data.flips: DataSettings has no such field; did you mean"),
+        ({"data.workers": -1}, r"config.data.workers=-1: 0 or more is needed"),
+    ],
+)
+def test_no_setting_of_a_config_file_is_dropped(change, message):
+    """Also those that no command line could give, since their key is new."""
+    config = tiny.get_config("path=x")
+    for key, value in change.items():
+        with config.unlocked():
+            config.update_from_flattened_dict({key: value})
+
+    def check():
+        check_config(config)
+        stages_to_train(config)
+        for name in all_stages(config):
+            tiny.make_stage(config, name, "anywhere")
+
+    with pytest.raises(InputError, match=message):
+        check()
+
+
+def test_sampling_settings_that_are_given_replace_the_config_s():
+    config = tiny.get_config("path=x")
+    prior = build_stage_prior(config, "prior", tiny.CONDITION)
+    sampling = build_sampling(config, "prior", prior, {"steps": 7, "batch_size": 3})
+    assert sampling.sampler.steps == 7 and sampling.drawing.batch_size == 3
+    assert build_sampling(config, "prior", prior).sampler.steps == config.sampling.steps
+    with pytest.raises(InputError, match=r"guidance=2.0: this prior has never seen the null"):
+        build_sampling(config, "prior", prior, {"guidance": 2.0})
+
+
+def test_a_stage_of_another_run(tmp_path):
+    config = tiny.get_config("path=x")
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_config(config, there)
+    assert trained_stage(config, epath.Path(here), "tokenizer").folder == here / "tokenizer"
+    config.tokenizer.use_from, config.tokenizer.use = str(there), "best"
+    found = trained_stage(config, epath.Path(here), "tokenizer")
+    assert found.folder == there / "tokenizer"
+    assert found.config.use == "best" and found.config.steps == 12
+    write_config(config, there)
+    with pytest.raises(InputError, match="that run took its tokenizer from"):
+        trained_stage(config, epath.Path(here), "tokenizer")

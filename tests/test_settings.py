@@ -1,0 +1,91 @@
+"""Settings: ranges, choices, defaults and the table of the guide, all from one dataclass."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from vqjax.errors import FieldError
+from vqjax.runs.build import DrawingSettings
+from vqjax.samplers import SAMPLERS
+from vqjax.settings import (
+    Range,
+    check_settings,
+    defaults_of,
+    describe_settings,
+    setting,
+    settings_table,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bread:
+    flour: float = setting(500.0, "in grams", Range(0, above=True))
+    loaves: int = setting(1, "number", Range(1, 10))
+    crust: Literal["soft", "crisp"] = setting("crisp", "of the loaf")
+    salt: float | None = setting(None, "in grams")
+    baker: str = "nobody"
+
+
+@pytest.mark.parametrize(
+    ("within", "inside", "outside", "words"),
+    [
+        (Range(0), (0, 0.0, 7), (-1e-9, math.inf, math.nan), "0 or more"),
+        (Range(1), (1, 2), (0, 0.999), "at least 1"),
+        (Range(0, above=True), (1e-9,), (0, -1), "above 0"),
+        (Range(0, 1), (0, 0.5, 1), (-0.1, 1.1), "a number in [0, 1]"),
+        (Range(0, 1, True), (1e-9, 1), (0,), "a number in (0, 1]"),
+        (Range(0, 1, below=True), (0, 0.999), (1,), "a number in [0, 1)"),
+        (Range(upper=3), (3, -9), (4, -math.inf), "at most 3"),
+        (Range(), (0, -1e9), (math.nan, math.inf), "a finite number"),
+    ],
+)
+def test_ranges(within, inside, outside, words):
+    assert all(value in within for value in inside)
+    assert not any(value in within for value in outside)
+    assert str(within) == words
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"flour": 0.0}, r"^flour=0.0: above 0 is needed"),
+        ({"loaves": 11}, r"^loaves=11: a number in \[1, 10\] is needed"),
+        ({"loaves": True}, r"^loaves=True: "),
+        ({"loaves": "two"}, r"^loaves='two': "),
+        ({"crust": "crips"}, r"^crust='crips': did you mean 'crisp'\? valid: crisp, soft"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named(fields, message):
+    with pytest.raises(FieldError, match=message):
+        check_settings(dataclasses.replace(Bread(), **fields))
+    check_settings(Bread())
+
+
+def test_defaults_are_those_of_the_dataclass_and_may_be_overridden():
+    defaults = defaults_of(Bread)
+    assert defaults.to_dict() == {"flour": 500.0, "loaves": 1, "crust": "crisp", "salt": None}
+    # As on the command line.
+    defaults.salt = 9.0
+    with pytest.raises(TypeError):
+        defaults.loaves = "two"
+    assert Bread(**ConfigDict(defaults)).salt == 9.0
+
+
+def test_the_meaning_of_every_setting_is_told_with_its_range():
+    assert describe_settings(Bread) == {
+        "flour": "in grams; above 0",
+        "loaves": "number; a number in [1, 10]",
+        "crust": "of the loaf; soft or crisp",
+        "salt": "in grams",
+    }
+
+
+@pytest.mark.parametrize("cls", [DrawingSettings, *(s.settings for s in SAMPLERS.values())])
+def test_the_guide_has_the_table_of_the_settings(cls):
+    """So that it cannot say anything else than the code; paste `settings_table(cls)` if it does."""
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    assert settings_table(cls) in guide

@@ -1,0 +1,1 @@
+"""Metrics of sets and of pairs of images: arrays in, numbers out."""

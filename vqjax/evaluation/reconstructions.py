@@ -1,0 +1,71 @@
+"""Evaluation of a run's tokenizer: its reconstructions of a split of the data."""
+
+import math
+from typing import Any
+
+import jax
+
+from vqjax.evaluation import pair_metrics
+from vqjax.evaluation.evaluated_run import EvaluatedRun
+from vqjax.evaluation.references import Reference
+from vqjax.evaluation.results import merge, result
+from vqjax.evaluation.rows import Rows, fill
+from vqjax.losses.perceptual import load_lpips
+from vqjax.parallel import replicated
+
+
+def evaluate_reconstructions(run: EvaluatedRun, split: str, limit: int | None) -> dict[str, Any]:
+    """The entry of metrics.json of a split's reconstructions, against the images themselves.
+
+    Args:
+        run: whose tokenizer reconstructs.
+        split: of the run's data, "train" or "validation".
+        limit: at most so many, the first ones of a fixed random order; None for all.
+
+    Raises:
+        InputError: there is no trained tokenizer, or features are not finite.
+    """
+    evaluator, tokenizer = run.evaluator, run.models.tokenizer
+    resolution = run.config.data.resolution
+    loss = run.settings(run.models.tokenizer_stage).loss
+    trained_with = loss.perceptual_net if loss.perceptual else None
+    lpips = pair_metrics.metric_lpips(trained_with, resolution)
+    modules = pair_metrics.__name__, type(tokenizer).__module__, *run.split_modules(split)
+    protocol = evaluator.protocol("reconstruction", *modules)
+    protocol["images"] = run.split_protocol(split, limit)
+    protocol["tokenizer"] = run.tokenizer_protocol()
+    protocol["perceptual"] = f"LPIPS 0.1, {lpips.net}" if lpips else None
+
+    columns = pair_metrics.columns(tokenizer, evaluator.network, lpips, resolution)
+    count = run.split_count(split, limit)
+
+    def work(rows: Rows) -> None:
+        measure = pair_metrics.measurer(tokenizer, evaluator.network, lpips, evaluator.pixels)
+        variables = {
+            "tokenizer": run.models.tokenizer_variables,
+            "network": evaluator.network_variables,
+        }
+        if lpips:
+            _, weights = load_lpips(lpips.net)
+            variables["lpips"] = jax.device_put(weights, replicated(evaluator.mesh))
+        jitted = jax.jit(measure)
+        fill(
+            rows,
+            run.split_batches(split, limit, rows.batches),
+            lambda images: jitted(variables, evaluator.to_devices(images)),
+            math.ceil(count / evaluator.batch_size),
+            "reconstruction",
+        )
+
+    rows = evaluator.rows("reconstruction", protocol, count, columns, work)
+    measurements, each = pair_metrics.summary(rows, tokenizer.num_codes)
+    features, labels = rows["features"], rows["label"]
+    original = Reference.of(rows["original_features"], labels, {"images": "their originals"})
+    metrics = evaluator.set_metrics(original)
+    measurements = merge(measurements, metrics.distances(features, prefix="r"))
+    if evaluator.by_class:
+        names = run.class_names(split)
+        by_class = metrics.per_class(features, labels, names, each, prefix="r")
+        measurements = merge(measurements, by_class)
+    protocol["images"]["count"] = rows.count
+    return result(measurements, protocol | evaluator.metrics_protocol)

@@ -1,0 +1,1 @@
+"""Images from the trained models of a run: drawing, decoding, editing."""

@@ -1,0 +1,1 @@
+"""The folder of a run and what is built from it: config, models, weights, checkpoints."""
