@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vqjax.priors.base import init_prior
@@ -65,7 +64,8 @@ def _variables(**fields):
 
     def fill(path, p):
         mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(rng.normal(mean, 0.4, p.shape), jnp.float32)
+        # Not jnp.asarray, which compiles a program for every shape.
+        return jax.device_put(rng.normal(mean, 0.4, p.shape).astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(fill, shapes_of(MultiGrainedPrior(**fields)))
 

@@ -18,7 +18,11 @@ def known_tokens(known, known_mask, grid):
     """The codes that a mask shows, as tokens in the shape of dense ones."""
     cells = np.broadcast_to(np.arange(known.shape[1], dtype=np.int32), known.shape)
     positions = np.where(known_mask, cells, known.shape[1])
-    return Tokens(jnp.asarray(known), jnp.asarray(positions), grid)
+    return tokens_of(known, positions, grid)
+
+
+def tokens_of(codes, positions, grid):
+    return Tokens(*jax.device_put((codes, positions)), grid)
 
 
 def sample_tokens(prior, variables, known, spec, seed=0, condition=None, batch=BATCH):
@@ -28,7 +32,7 @@ def sample_tokens(prior, variables, known, spec, seed=0, condition=None, batch=B
         prior,
         variables,
         jax.random.key(seed),
-        jnp.asarray(condition),
+        jax.device_put(condition),
         known,
         spec.settings,
         spec.grid,

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -15,10 +14,15 @@ def large_parameters(model, images):
     rng = np.random.default_rng(0)
 
     def draw(path, p):
-        if path[-1].key in ("bias", "scale"):
-            return jnp.asarray((path[-1].key == "scale") + rng.normal(0, 0.2, p.shape), p.dtype)
-        scale = 1.0 if path[-1].key == "codebook" else 1.5 * math.prod(p.shape[:-1]) ** -0.5
-        return jnp.asarray(rng.normal(0, scale, p.shape), p.dtype)
+        name = path[-1].key
+        if name in ("code_count", "started"):
+            values = np.ones(p.shape)
+        elif name in ("bias", "scale"):
+            values = (name == "scale") + rng.normal(0, 0.2, p.shape)
+        else:
+            codes = name in ("codebook", "code_sum")
+            values = rng.normal(0, 1.0 if codes else 1.5 * math.prod(p.shape[:-1]) ** -0.5, p.shape)
+        return jax.device_put(values.astype(p.dtype))
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return jax.tree_util.tree_map_with_path(draw, shapes)
