@@ -355,9 +355,20 @@ def test_a_restarted_code_that_finds_use_lives(restart_below):
         np.testing.assert_allclose(codes_of(variables)[4], restarted, rtol=1e-4)
 
 
-def test_only_moving_averages_restart():
-    with pytest.raises(FieldError, match=r"^restart_below=0.5: 0 where learning is not 'ema'"):
-        VectorQuantizer(CODES, WIDTH, restart_below=0.5)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"restart_below": 0.5},
+        {"restart_below": -0.5, "learning": "ema"},
+        {"restart_below": float("nan"), "learning": "ema"},
+    ],
+)
+def test_only_moving_averages_restart(fields):
+    message = (
+        rf"^restart_below={fields['restart_below']}: 0 \(or more with learning='ema'\) is need"
+    )
+    with pytest.raises(FieldError, match=message):
+        VectorQuantizer(CODES, WIDTH, **fields)
 
 
 # Statistics.
