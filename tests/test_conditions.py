@@ -1,6 +1,7 @@
 """Conditions as objects: from examples and from text to ids, saved and read back."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def test_a_class_is_its_label_by_name_or_by_number():
     np.testing.assert_array_equal(CLASSES.parse("1"), [2])
     assert CLASSES.parse("dog").dtype == CLASSES.encode({"label": 2}).dtype == np.int32
     assert CLASSES.describe(CLASSES.parse("dog")) == "dog"
-    for text in ("3", "-1", "cow", ""):
+    # "²" is a digit, but no number.
+    for text in ("3", "-1", "cow", "", "²"):
         with pytest.raises(InputError, match="give a number from 0 to 2, or one of: cat, dog, 1"):
             CLASSES.parse(text)
     np.testing.assert_array_equal(CLASSES.in_turn(5), [[0], [1], [2], [0], [1]])
@@ -36,11 +38,26 @@ def test_without_a_condition_there_are_no_ids():
         nothing.parse("cat")
 
 
+def test_a_condition_is_made_of_a_training_set():
+    source = SimpleNamespace(class_names=["cat", "dog", "1"])
+    assert ClassCondition.of(source) == CLASSES and NoCondition.of(source) == NoCondition()
+    assert hash(ClassCondition.of(source)) == hash(CLASSES)
+
+
+def test_only_so_many_classes_are_listed():
+    many = ClassCondition(tuple(f"class{i}" for i in range(30)))
+    with pytest.raises(InputError, match=r"from 0 to 29, or one of: class0, .*, class19, \.\.\.$"):
+        many.parse("30")
+
+
 @pytest.mark.parametrize("condition", [NoCondition(), CLASSES])
 def test_a_condition_is_saved_and_read_back(condition):
     assert from_json(json.loads(json.dumps(to_json(condition)))) == condition
 
 
 def test_an_unknown_condition_lists_the_valid_ones():
-    with pytest.raises(InputError, match="did you mean 'class'"):
-        condition_class("classes")
+    for refuse in (lambda: condition_class("classes"), lambda: from_json({"name": "classes"})):
+        with pytest.raises(InputError, match=r"^config.condition.name='classes': did you mean 'cl"):
+            refuse()
+    with pytest.raises(InputError, match=r"^config.condition.name=None: did you mean 'none'"):
+        condition_class(None)

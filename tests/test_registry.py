@@ -122,7 +122,7 @@ def test_tokenizer_of_a_config():
         ({"quantizer": {"latent_norm": "layernorm"}}, r"quantizer.latent_norm.*layer, none"),
         (
             {"quantizer": {"restart_below": 0.1}},
-            r"config.tokenizer.model.quantizer.restart_below=0.1: 0 where learning is not 'ema'",
+            r"config.tokenizer.model.quantizer.restart_below=0.1: 0 \(or more with learning='ema'",
         ),
         ({"window": 0}, r"config.tokenizer.model.window=0: a side of at least 1 is needed"),
     ],

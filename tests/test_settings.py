@@ -27,6 +27,7 @@ class Bread:
     loaves: int = setting(1, "number", Range(1, 10))
     crust: Literal["soft", "crisp"] = setting("crisp", "of the loaf")
     salt: float | None = setting(None, "in grams")
+    yeast: float | None = setting(None, "in grams", Range(0))
     baker: str = "nobody"
 
 
@@ -40,6 +41,8 @@ class Bread:
         (Range(0, 1, True), (1e-9, 1), (0,), "a number in (0, 1]"),
         (Range(0, 1, below=True), (0, 0.999), (1,), "a number in [0, 1)"),
         (Range(upper=3), (3, -9), (4, -math.inf), "at most 3"),
+        (Range(upper=3, below=True), (2.999,), (3, -math.inf, math.nan), "below 3"),
+        (Range(2, 3, True, True), (2.5,), (2, 3), "a number in (2, 3)"),
         (Range(), (0, -1e9), (math.nan, math.inf), "a finite number"),
     ],
 )
@@ -56,6 +59,9 @@ def test_ranges(within, inside, outside, words):
         ({"loaves": 11}, r"^loaves=11: a number in \[1, 10\] is needed"),
         ({"loaves": True}, r"^loaves=True: "),
         ({"loaves": "two"}, r"^loaves='two': "),
+        ({"loaves": 2.5}, r"^loaves=2.5: a whole number is needed"),
+        ({"flour": math.nan}, r"^flour=nan: above 0 is needed"),
+        ({"yeast": -1.0}, r"^yeast=-1.0: 0 or more is needed"),
         ({"crust": "crips"}, r"^crust='crips': did you mean 'crisp'\? valid: crisp, soft"),
     ],
 )
@@ -63,16 +69,22 @@ def test_a_value_out_of_its_range_is_named(fields, message):
     with pytest.raises(FieldError, match=message):
         check_settings(dataclasses.replace(Bread(), **fields))
     check_settings(Bread())
+    check_settings(Bread(flour=1, yeast=0.5))
 
 
 def test_defaults_are_those_of_the_dataclass_and_may_be_overridden():
     defaults = defaults_of(Bread)
-    assert defaults.to_dict() == {"flour": 500.0, "loaves": 1, "crust": "crisp", "salt": None}
+    assert defaults.to_dict() == {"flour": 500.0, "loaves": 1, "crust": "crisp"} | {
+        "salt": None,
+        "yeast": None,
+    }
     # As on the command line.
     defaults.salt = 9.0
-    with pytest.raises(TypeError):
-        defaults.loaves = "two"
-    assert Bread(**ConfigDict(defaults)).salt == 9.0
+    for name in ("loaves", "yeast"):
+        with pytest.raises(TypeError):
+            defaults[name] = "two"
+    bread = Bread(**ConfigDict(defaults))
+    assert bread.salt == 9.0 and bread.yeast is None
 
 
 def test_the_meaning_of_every_setting_is_told_with_its_range():
@@ -81,7 +93,20 @@ def test_the_meaning_of_every_setting_is_told_with_its_range():
         "loaves": "number; a number in [1, 10]",
         "crust": "of the loaf; soft or crisp",
         "salt": "in grams",
+        "yeast": "in grams; 0 or more",
     }
+
+
+def test_the_table_has_a_row_for_every_setting():
+    assert settings_table(Bread).splitlines() == [
+        "| setting | default | meaning |",
+        "| --- | --- | --- |",
+        "| `flour` | `500.0` | in grams; above 0 |",
+        "| `loaves` | `1` | number; a number in [1, 10] |",
+        "| `crust` | `crisp` | of the loaf; soft or crisp |",
+        "| `salt` | `None` | in grams |",
+        "| `yeast` | `None` | in grams; 0 or more |",
+    ]
 
 
 @pytest.mark.parametrize("cls", [DrawingSettings, *(s.settings for s in SAMPLERS.values())])

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vqjax.priors.base import init_prior
@@ -54,14 +53,21 @@ def make(**fields):
         "dropout": 0.0,
         **fields,
     }
-    prior = MultiGrainedPrior(**fields)
+    of_no_shape = "dropout", "condition_dropout", "query_blocks_per_image", "dtype"
+    shaping = {name: value for name, value in fields.items() if name not in of_no_shape}
+    return MultiGrainedPrior(**fields), _variables(**shaping)
+
+
+@functools.cache
+def _variables(**fields):
     rng = np.random.default_rng(0)
 
     def fill(path, p):
         mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(rng.normal(mean, 0.4, p.shape), jnp.float32)
+        # Not jnp.asarray, which compiles a program for every shape.
+        return jax.device_put(rng.normal(mean, 0.4, p.shape).astype(np.float32))
 
-    return prior, jax.tree_util.tree_map_with_path(fill, shapes_of(prior))
+    return jax.tree_util.tree_map_with_path(fill, shapes_of(MultiGrainedPrior(**fields)))
 
 
 def shapes_of(prior):
@@ -75,19 +81,19 @@ def random_codes(seed=0):
     return np.random.default_rng(seed).integers(0, CODES, (IMAGES, *GRID)).astype(np.int32)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("prior", "train", "mask_ratio", "context"),
-)
-def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_ratio, context):
+@functools.partial(jax.jit, static_argnames=("prior", "train", "context", "run"))
+def _spied_loss(
+    prior, variables, codes, condition, valid, seed, mask_ratio, train, context, run=True
+):
     calls = []
 
     def record(call, args, kwargs, where):
         out = call(*args, **kwargs)
         if isinstance(where.module, MultiGrainedPrior) and where.method_name == "__call__":
-            calls.append((*args[:3], out))
+            calls.append((*args[:4], out))
         return out
 
+    key_mask, key_dropout = jax.random.split(jax.random.key(seed))
     with nn.intercept_methods(record):
         loss, number, metrics = prior.apply(
             variables,
@@ -98,51 +104,64 @@ def _spied_loss(prior, variables, codes, condition, key, valid, train, mask_rati
             context=context,
             valid=valid,
             method="loss",
-            rngs={"mask": key},
+            rngs={"mask": key_mask, "dropout": key_dropout},
         )
-    return loss, {**metrics, "predicted_tokens": number}, calls
+    (call,) = calls
+    *inputs, logits = (x.reshape(len(codes), len(x) // len(codes), *x.shape[1:]) for x in call)
+    return (inputs, (loss, number, metrics, logits)) if run else (inputs, [None] * 4)
 
 
 def spied_loss(
-    prior, variables, codes, *, seed=0, train=True, mask_ratio=None, context="mixed", valid=None
+    prior,
+    variables,
+    codes,
+    *,
+    condition=None,
+    seed=0,
+    train=True,
+    mask_ratio=None,
+    context="mixed",
+    valid=None,
+    run=True,
 ):
-    """`loss`, and what its forward pass was given and gave, with axes (image, query block)."""
-    codes = jnp.asarray(codes)
-    valid = jnp.ones(len(codes), bool) if valid is None else jnp.asarray(valid)
-    loss, metrics, calls = _spied_loss(
+    """`loss`, and what its forward pass was given and gave, with axes (image, query block).
+
+    The model itself is left out of the program where `run` is false.
+    """
+    none = np.zeros((len(codes), 0), np.int32)
+    inputs, outputs = _spied_loss(
         prior,
         variables,
         codes,
-        jnp.zeros((len(codes), 0), jnp.int32),
-        jax.random.key(seed),
-        valid,
+        none if condition is None else condition,
+        np.ones(len(codes), bool) if valid is None else valid,
+        seed,
+        mask_ratio if mask_ratio is None else np.float32(mask_ratio),
         train=train,
-        mask_ratio=mask_ratio,
         context=context,
+        run=run,
     )
-    assert len(calls) == 1
-    window, query, block_tokens, logits = (
-        np.asarray(x).reshape(len(codes), -1, *x.shape[1:]) for x in calls[0]
-    )
+    window, query, block_tokens, seen = (np.asarray(x) for x in inputs)
+    loss, number, metrics, logits = jax.tree.map(np.asarray, outputs)
     return SimpleNamespace(
-        loss=float(loss),
+        loss=loss,
+        number=number,
         metrics=metrics,
         window=window,
         query=query,
         block_tokens=block_tokens,
+        condition=seen,
         logits=logits,
     )
 
 
 @functools.partial(jax.jit, static_argnames=("prior", "grid", "train"))
-def _forward(prior, variables, inputs, grid, train, dropout):
-    return prior.apply(variables, *inputs, grid, train, rngs={"dropout": dropout})
+def _forward(prior, variables, inputs, grid, train, seed):
+    return prior.apply(variables, *inputs, grid, train, rngs={"dropout": jax.random.key(seed)})
 
 
 def forward(prior, variables, *inputs, grid=GRID, train=False, seed=0):
-    inputs = [jnp.asarray(x, x.dtype) for x in inputs]
-    key = jax.random.key(seed)
-    return np.asarray(_forward(prior, variables, inputs, grid, train, key))
+    return np.asarray(_forward(prior, variables, inputs, grid, train, seed))
 
 
 def forward_inputs(prior, seed=0):

@@ -1,11 +1,11 @@
 """The block-by-block sampler, called with numpy, and a model that watches what it does."""
 
-import copy
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_prior import CODES, NULL
+from tiny_prior import CLASSES, CODES
 
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers import multigrained
@@ -15,20 +15,35 @@ BATCH = 3
 
 
 def known_tokens(known, known_mask, grid):
-    """The codes that a mask shows, as tokens."""
+    """The codes that a mask shows, as tokens in the shape of dense ones."""
     cells = np.broadcast_to(np.arange(known.shape[1], dtype=np.int32), known.shape)
     positions = np.where(known_mask, cells, known.shape[1])
-    return Tokens(jnp.asarray(known), jnp.asarray(positions), grid)
+    return tokens_of(known, positions, grid)
+
+
+def tokens_of(codes, positions, grid):
+    return Tokens(*jax.device_put((codes, positions)), grid)
+
+
+def sample_tokens(prior, variables, known, spec, seed=0, condition=None, batch=BATCH):
+    """`multigrained.sample` of known tokens, or None."""
+    condition = np.zeros((batch, 0), np.int32) if condition is None else condition
+    return multigrained.sample(
+        prior,
+        variables,
+        jax.random.key(seed),
+        jax.device_put(condition),
+        known,
+        spec.settings,
+        spec.grid,
+    )
 
 
 def sample(prior, variables, known, known_mask, spec, seed=0, condition=None):
     """`multigrained.sample` with numpy in and out: the code map."""
-    condition = jnp.zeros((len(known), 0), jnp.int32) if condition is None else condition
     given = known_tokens(known, known_mask, spec.grid)
-    key = jax.random.key(seed)
-    return np.asarray(
-        multigrained.sample(prior, variables, key, condition, given, spec.settings, spec.grid).codes
-    )
+    tokens = sample_tokens(prior, variables, given, spec, seed, condition, len(known))
+    return np.asarray(tokens.codes)
 
 
 def blocks_of(spec):
@@ -72,10 +87,30 @@ def nothing_known(spec, batch=BATCH):
     return np.zeros((batch, n), np.int32), np.zeros((batch, n), bool)
 
 
-class Watched:
-    """A prior whose global tokens are the codes themselves, and which records every call."""
+class WatchedPrior(MultiGrainedPrior):
+    """A prior whose global tokens are the codes themselves.
 
-    block_size, halo, mask_id = 3, 1, CODES
+    Attributes:
+        logits_of: its logits, of (window_codes, query, condition).
+        note: called with all that the prior is called with.
+    """
+
+    logits_of: Callable = None
+    note: Callable = None
+
+    def setup(self):
+        """No parameters."""
+
+    def block_tokens(self, block_codes):
+        return block_codes.astype(jnp.float32)
+
+    def __call__(self, window_codes, query, block_tokens, condition, grid, train=False):
+        jax.debug.callback(self.note, window_codes, query, block_tokens, condition, ordered=True)
+        return self.logits_of(window_codes, query, condition)
+
+
+class Watched:
+    """A prior of given logits, and the calls that a sampler makes of it."""
 
     def __init__(self, logits_of):
         """`logits_of(window_codes, query, condition)` are its logits."""
@@ -83,20 +118,16 @@ class Watched:
         self.calls = []
         self.conditions = []
 
-    def apply(self, variables, *inputs, method=None):
-        if method == "block_tokens":
-            return inputs[0].astype(jnp.float32)
-        window, query, block_tokens, condition, _ = inputs
-        jax.debug.callback(self._note, window, query, block_tokens, condition, ordered=True)
-        return self.logits_of(window, query, condition)
-
-    @property
-    def __class__(self):
-        # The types of the sampler are checked.
-        return MultiGrainedPrior
-
-    def null_condition(self, condition):
-        return jnp.full_like(condition, NULL)
+    def prior(self, spec):
+        return WatchedPrior(
+            num_codes=spec.mask_id,
+            grid=spec.grid,
+            num_ids=CLASSES,
+            block_size=spec.block_size,
+            halo=spec.halo,
+            logits_of=self.logits_of,
+            note=self._note,
+        )
 
     def _note(self, *call):
         *call, condition = (np.asarray(x) for x in call)
@@ -107,16 +138,7 @@ class Watched:
         """The codes, and the calls (window, query, block tokens) in their order."""
         self.calls.clear()
         self.conditions.clear()
-        # Another prior, so another program.
-        watched = copy.copy(self)
-        watched.block_size, watched.halo, watched.mask_id = spec.block_size, spec.halo, spec.mask_id
-        unchanged = (self.block_size, self.halo, self.mask_id) == (
-            watched.block_size,
-            watched.halo,
-            watched.mask_id,
-        )
-        prior = self if unchanged else watched
-        codes = sample(prior, {}, known, known_mask, spec, **options)
+        codes = sample(self.prior(spec), {}, known, known_mask, spec, **options)
         jax.effects_barrier()
         return codes, list(self.calls)
 

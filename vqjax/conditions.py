@@ -144,7 +144,7 @@ class ClassCondition(Condition):
         """
         if text in self.classes:
             return np.array([self.classes.index(text)], np.int32)
-        if text.isdigit() and int(text) < self.num_ids:
+        if text.isdecimal() and int(text) < self.num_ids:
             return np.array([int(text)], np.int32)
         listed = ", ".join(self.classes[:20]) + (", ..." if self.num_ids > 20 else "")
         raise InputError(f"{text}: give a number from 0 to {self.num_ids - 1}, or one of: {listed}")
@@ -161,7 +161,7 @@ class ClassCondition(Condition):
 CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCondition}
 
 
-def condition_class(name: str) -> type[Condition]:
+def condition_class(name: str | None) -> type[Condition]:
     """The condition of a name.
 
     Raises:

@@ -110,11 +110,11 @@ class VectorQuantizer(nn.Module):
         """Checks the fields.
 
         Raises:
-            FieldError: restarts of a codebook that is learned by gradient.
+            FieldError: restarts of a codebook that is learned by gradient, or a negative threshold.
         """
-        moving = self.learning == "ema"
-        restarts = "0 where learning is not 'ema', or above"
-        check_fields(self, [("restart_below", self.restart_below == 0 or moving, restarts)])
+        restarts = self.learning == "ema" and self.restart_below > 0
+        expected = "0 (or more with learning='ema')"
+        check_fields(self, [("restart_below", restarts or self.restart_below == 0, expected)])
         super().__post_init__()
 
     def setup(self) -> None:

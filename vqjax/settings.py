@@ -66,6 +66,8 @@ def setting(default: Any, meaning: str, within: Range | None = None) -> Any:
 def check_settings(settings: Any) -> None:
     """Checks all fields of a settings dataclass; to be called by its `__post_init__`.
 
+    A field whose default is None may be None, whatever its range.
+
     Raises:
         FieldError: for the first value that is out of its range, or none of its choices.
     """
@@ -74,9 +76,13 @@ def check_settings(settings: Any) -> None:
         choices = choices_of(field)
         if choices and value not in choices:
             raise FieldError(f"{field.name}={value!r}: {did_you_mean(str(value), choices)}")
+        if within is None or (value is None and field.default is None):
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if within is not None and not (number and value in within):
+        if not (number and value in within):
             raise FieldError(f"{field.name}={value!r}: {within} is needed")
+        if field.type is int and not isinstance(value, int):
+            raise FieldError(f"{field.name}={value!r}: a whole number is needed")
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:

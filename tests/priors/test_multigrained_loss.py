@@ -1,9 +1,9 @@
 """The multi-grained prior's training masks, and its loss against a float64 oracle."""
 
+import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -29,7 +29,7 @@ from vqjax.tokens import Tokens
 
 @pytest.mark.parametrize(
     ("mask_ratio", "context"),
-    [(None, "prefix"), (None, "random"), (0.25, "mixed"), (0.5, "mixed"), (1.0, "random")],
+    [(None, "random"), (0.6, "prefix"), (0.25, "mixed"), (0.5, "mixed"), (1.0, "random")],
 )
 def test_masked_tokens_of_each_query_block_are_ceil_of_the_ratio(mask_ratio, context):
     prior, variables = make()
@@ -43,14 +43,16 @@ def test_masked_tokens_of_each_query_block_are_ceil_of_the_ratio(mask_ratio, con
             assert (count >= 1).all() and len(set(count)) > 1
         else:
             np.testing.assert_array_equal(count, np.ceil(mask_ratio * len(slots)))
-    assert float(call.metrics["predicted_tokens"]) == total
+    assert call.number == total
 
 
 def many_draws(prior, variables, draws, **options):
     """Windows and hidden blocks of the global map, with the images of all draws in one axis."""
     window, hidden = [], []
-    mask = jnp.full((BLOCK**2,), MASK, jnp.int32)
-    masked_token = prior.apply(variables, mask, method="block_tokens")
+    p = jax.tree.map(np.asarray, variables["params"])
+    embedded = np.repeat(p["code_embedding"]["embedding"][None, MASK], BLOCK**2, axis=0)
+    convolution = p["block_convolution"]
+    masked_token = np.einsum("qc,qcd->d", embedded, convolution["kernel"]) + convolution["bias"]
     for seed in range(draws):
         call = spied_loss(prior, variables, random_codes(), seed=seed, **options)
         window.append(call.window)
@@ -102,13 +104,20 @@ def test_mixed_contexts_are_half_prefix_half_random_drawn_per_query_block():
 
 
 @pytest.mark.parametrize(
-    ("drawn", "train", "smoothing"), [(None, True, 0.1), (2, False, 0.0), (2, True, 0.1)]
+    ("drawn", "train", "smoothing", "masks"),
+    [
+        (None, True, 0.1, {"context": "random"}),
+        (2, False, 0.0, {"context": "random"}),
+        (2, True, 0.1, {"context": "prefix", "mask_ratio": 0.6}),
+    ],
 )
-def test_loss_is_the_mean_cross_entropy_of_exactly_the_masked_query_tokens(drawn, train, smoothing):
+def test_loss_is_the_mean_cross_entropy_of_exactly_the_masked_query_tokens(
+    drawn, train, smoothing, masks
+):
     prior, variables = make(query_blocks_per_image=drawn)
     codes = random_codes()
     valid = np.random.default_rng(0).uniform(size=IMAGES) < 0.5
-    call = spied_loss(prior, variables, codes, context="random", train=train, valid=valid)
+    call = spied_loss(prior, variables, codes, train=train, valid=valid, **masks)
     queries = drawn if train and drawn else len(BLOCKS)
     assert call.query.shape == (IMAGES, queries)
 
@@ -125,7 +134,7 @@ def test_loss_is_the_mean_cross_entropy_of_exactly_the_masked_query_tokens(drawn
             target[codes[image, row, column]] += 1 - smoothing
             nats.append(-(target * log_p).sum())
             hits.append(log_p.argmax() == codes[image, row, column])
-    assert float(call.metrics["predicted_tokens"]) == len(nats)
+    assert call.number == len(nats)
     np.testing.assert_allclose(call.loss, np.mean(nats), rtol=1e-5)
     np.testing.assert_allclose(call.metrics["accuracy"], np.mean(hits), rtol=1e-5)
 
@@ -135,70 +144,79 @@ def test_a_batch_without_valid_images_predicts_nothing():
     call = spied_loss(
         prior, variables, random_codes(), context="random", valid=np.zeros(IMAGES, bool)
     )
-    assert call.loss == 0 and float(call.metrics["predicted_tokens"]) == 0
+    assert call.loss == 0 and call.number == 0
 
 
 def test_drawn_query_blocks_are_uniform_and_leave_the_loss_unbiased():
     # With these the masks do not depend on the key, so the draw of blocks is all that varies.
     options = {"mask_ratio": 1.0, "context": "prefix"}
-    codes = np.repeat(random_codes()[:1], 1500, axis=0)
+    codes, draws = np.repeat(random_codes()[:1], IMAGES, axis=0), 94
     prior, variables = make(query_blocks_per_image=2)
-    call = spied_loss(prior, variables, codes, **options)
-    pairs = [tuple(sorted(pair)) for pair in call.query.tolist()]
+    calls = [spied_loss(prior, variables, codes, seed=seed, **options) for seed in range(draws)]
+    pairs = [tuple(sorted(pair)) for call in calls for pair in call.query.tolist()]
     counts = [pairs.count(pair) for pair in itertools.combinations(range(len(BLOCKS)), 2)]
-    assert sum(counts) == len(codes)  # two different blocks in every image
+    assert sum(counts) == draws * IMAGES  # two different blocks in every image
     assert scipy.stats.chisquare(counts).pvalue > 0.01
 
     every, _ = make()
-    whole = spied_loss(every, variables, codes[:1], **options)
-    nats = call.loss * float(call.metrics["predicted_tokens"]) / len(codes)
-    nats_of_all = whole.loss * float(whole.metrics["predicted_tokens"])
-    np.testing.assert_allclose(nats, nats_of_all * 2 / len(BLOCKS), rtol=0.03)
-    np.testing.assert_allclose(call.loss, whole.loss, rtol=0.03)
+    whole = spied_loss(every, variables, codes, **options)
+    nats, number = sum(call.loss * call.number for call in calls), sum(c.number for c in calls)
+    np.testing.assert_allclose(nats / draws, whole.loss * whole.number * 2 / len(BLOCKS), rtol=0.03)
+    np.testing.assert_allclose(nats / number, whole.loss, rtol=0.03)
 
 
 def test_the_loss_has_a_finite_gradient_for_every_parameter():
     prior, variables = make(num_ids=CLASSES)
-    tokens = Tokens.dense(jnp.asarray(random_codes()))
     # The padding id is a key that nobody sees: every other row of the table counts.
-    condition = jnp.arange(IMAGES, dtype=jnp.int32)[:, None] % (CLASSES + 1)
+    condition = np.arange(IMAGES, dtype=np.int32)[:, None] % (CLASSES + 1)
 
-    def loss(variables):
+    def loss(variables, codes, condition):
         rngs = {"mask": jax.random.key(0)}
+        tokens = Tokens.dense(codes)
         return prior.apply(variables, tokens, condition, False, method="loss", rngs=rngs)[0]
 
-    gradient = jax.jit(jax.grad(loss))(variables)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    gradient = jax.jit(jax.grad(loss))(variables, random_codes(), condition)
+    for path, leaf in jax.tree.leaves_with_path(jax.tree.map(np.asarray, gradient)):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
 
 
-def test_held_out_sums_are_the_losses_at_each_ratio_over_valid_images():
-    prior, variables = make()
-    tokens = Tokens.dense(jnp.asarray(random_codes()))
-    condition, key = jnp.zeros((IMAGES, 0), jnp.int32), jax.random.key(7)
-    valid = jnp.arange(IMAGES) % 3 > 0
+# Held-out images
+
+
+@functools.cache
+def held_out(prior):
+    """Sums of held-out images, compiled once, drawn with the mask key of `spied_loss`."""
 
     @jax.jit
-    def held_out(tokens):
+    def sums(variables, codes, condition, valid, seed):
+        key, _ = jax.random.split(jax.random.key(seed))
+        tokens = Tokens.dense(codes)
         return prior.apply(variables, tokens, condition, valid, key, method="held_out")
 
-    sums = held_out(tokens)
+    return sums
+
+
+def test_held_out_sums_are_the_losses_at_each_ratio_over_valid_images():
+    prior, variables = make()
+    codes, condition = random_codes(), np.zeros((IMAGES, 0), np.int32)
+    valid = np.arange(IMAGES) % 3 > 0
+    sums = held_out(prior)(variables, codes, condition, valid, 7)
     assert list(sums) == ["loss_at_0.25", "loss_at_0.5", "loss_at_0.75", "loss_at_1.0"]
     for ratio in (0.25, 0.5, 0.75, 1.0):
-        call = spied_loss(
-            *(prior, variables, random_codes()),
-            seed=7,
-            train=False,
-            mask_ratio=ratio,
-            context="prefix",
-            valid=valid,
-        )
+        options = {"mask_ratio": ratio, "context": "prefix", "train": False}
+        call = spied_loss(prior, variables, codes, seed=7, valid=valid, **options)
         nats, number = sums[f"loss_at_{ratio}"]
-        assert float(number) == float(call.metrics["predicted_tokens"])
-        np.testing.assert_allclose(nats / number, call.loss, rtol=1e-5)
-    # An image that is not valid has no influence.
-    other = jnp.where(valid[:, None], tokens.codes, (tokens.codes + 1) % CODES)
-    jax.tree.map(
-        np.testing.assert_array_equal, held_out(Tokens(other, tokens.positions, tokens.grid)), sums
-    )
+        assert number == call.number > 0
+        np.testing.assert_array_equal(nats, call.loss * call.number)
+
+    # Images that are not valid have no influence, and with none the sums are zero.
+    other = np.where(valid[:, None, None], codes, (codes + 1) % CODES)
+    again = held_out(prior)(variables, other, condition, valid, 7)
+    jax.tree.map(np.testing.assert_array_equal, again, sums)
+    nothing = held_out(prior)(variables, codes, condition, valid & ~valid, 7)
+    assert not any(np.any(x) for x in jax.tree.leaves(nothing))
+    # What is valid does count, and so does the key.
+    for codes_of, seed in ((random_codes(seed=1), 7), (codes, 8)):
+        moved = held_out(prior)(variables, codes_of, condition, valid, seed)
+        assert all(moved[name][0] != sums[name][0] for name in list(sums)[:-1])

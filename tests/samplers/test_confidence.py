@@ -1,10 +1,8 @@
 """What one step of block-by-block sampling fixes: how many tokens, which, and by what settings."""
 
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -15,31 +13,33 @@ from vqjax.errors import FieldError
 from vqjax.samplers.confidence import choose, still_masked
 from vqjax.samplers.multigrained import MultiGrainedSampling
 
+_still_masked = jax.jit(still_masked, static_argnums=1)
+
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 12, 64])
 def test_still_masked_equals_the_float64_schedule(steps):
     at_start = np.arange(1, 65)
     expected = np.array([schedule(n, steps) for n in at_start])
-    now = jnp.asarray(at_start)
+    now = at_start
     for step in range(steps):
-        now = still_masked(jnp.int32(step), steps, jnp.asarray(at_start), now)
+        now = _still_masked(step, steps, at_start, now)
         np.testing.assert_array_equal(now, expected[:, step + 1])
 
 
 def test_still_masked_fixes_one_where_the_schedule_would_none():
-    kept = still_masked(jnp.int32(0), 100, jnp.array([5, 5, 5, 0]), jnp.array([5, 2, 1, 0]))
+    kept = _still_masked(0, 100, np.array([5, 5, 5, 0]), np.array([5, 2, 1, 0]))
     np.testing.assert_array_equal(kept, [4, 1, 0, 0])
 
 
-_choose = functools.partial(jax.jit, static_argnums=(5, 6, 7))(choose)
+_choose = jax.jit(choose, static_argnames=("temperature", "top_k", "top_p"))
 
 
 def chosen(logits, unknown, keep, noise, **fields):
     """`choose` with numpy in and out."""
-    arrays = (jnp.asarray(x) for x in (logits, unknown, keep, np.float32(noise)))
     settings = MultiGrainedSampling(**fields)
-    draw = settings.temperature, settings.top_k, settings.top_p
-    return [np.asarray(x) for x in _choose(jax.random.key(0), *arrays, *draw)]
+    draw = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+    arrays = logits, unknown, keep, np.float32(noise)
+    return [np.asarray(x) for x in _choose(jax.random.key(0), *arrays, **draw)]
 
 
 def test_choose_fixes_the_most_confident_of_the_unknown_cells():

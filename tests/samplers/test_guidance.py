@@ -1,6 +1,5 @@
 """Condition dropout in training, classifier-free guidance in sampling."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ from tiny_prior import (
     BLOCKS,
     CLASSES,
     CODES,
-    GRID,
+    IMAGES,
     NULL,
     PADDING,
     forward,
@@ -18,70 +17,50 @@ from tiny_prior import (
     make,
     random_codes,
     spec_of,
+    spied_loss,
 )
-from tiny_sampler import BATCH, Watched, noise_logits, nothing_known, random_known, sample
+from tiny_sampler import BATCH, Watched, noise_logits, nothing_known, random_known
 
 from vqjax.errors import FieldError
-from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers.guidance import check_guidance, guided_logits
 from vqjax.samplers.multigrained import MultiGrainedSampling
-from vqjax.tokens import Tokens
 
 # Condition dropout
 
 
-def seen_by_loss(prior, variables, codes, condition, train):
-    """The masked windows and the conditions that the loss runs the prior on."""
-
-    @jax.jit
-    def call(variables, codes, condition):
-        seen = []
-
-        def record(call, args, kwargs, where):
-            if isinstance(where.module, MultiGrainedPrior) and where.method_name == "__call__":
-                seen.append((args[0], args[3]))
-            return call(*args, **kwargs)
-
-        keys = {"mask": jax.random.key(1), "dropout": jax.random.key(2)}
-        with nn.intercept_methods(record):
-            prior.apply(variables, Tokens.dense(codes), condition, train, method="loss", rngs=keys)
-        return seen[0]
-
-    window, seen = call(variables, jnp.asarray(codes), jnp.asarray(condition))
-    return np.asarray(window), np.asarray(seen)
-
-
 def test_condition_dropout_gives_whole_images_the_null_condition():
-    images, length, rate = 400, 3, 0.3
+    length, rate, draws = 3, 0.3, 25
     null = [NULL, PADDING, PADDING]
-    codes = np.resize(random_codes(), (images, *GRID))
-    condition = np.random.default_rng(0).integers(0, CLASSES, (images, length)).astype(np.int32)
+    codes = random_codes()
+    condition = np.random.default_rng(0).integers(0, CLASSES, (IMAGES, length)).astype(np.int32)
     prior, variables = make(num_ids=CLASSES, condition_dropout=rate)
-    window, seen = seen_by_loss(prior, variables, codes, condition, train=True)
-    seen = seen.reshape(images, len(BLOCKS), length)
-    dropped = (seen[:, 0] == null).all(1)
-    expected = np.where(dropped[:, None], null, condition)
-    np.testing.assert_array_equal(seen, np.repeat(expected[:, None], len(BLOCKS), axis=1))
-    assert scipy.stats.binomtest(int(dropped.sum()), images, rate).pvalue > 0.01
+    options = {"condition": condition, "context": "random", "run": False}
+    calls = [spied_loss(prior, variables, codes, seed=seed, **options) for seed in range(draws)]
+    dropped = np.stack([(call.condition[:, 0] == null).all(1) for call in calls])
+    for call, null_images in zip(calls, dropped, strict=True):
+        expected = np.where(null_images[:, None, None], null, condition[:, None])
+        np.testing.assert_array_equal(
+            call.condition, np.broadcast_to(expected, (IMAGES, len(BLOCKS), length))
+        )
+    assert scipy.stats.binomtest(int(dropped.sum()), dropped.size, rate).pvalue > 0.01
 
     # The same masks as without, and no dropout where losses are held out.
     plain, _ = make(num_ids=CLASSES)
-    np.testing.assert_array_equal(
-        window, seen_by_loss(plain, variables, codes, condition, train=True)[0]
-    )
-    _, held_out = seen_by_loss(prior, variables, codes, condition, train=False)
-    np.testing.assert_array_equal(held_out, np.repeat(condition, len(BLOCKS), axis=0))
+    without = spied_loss(plain, variables, codes, **options)
+    np.testing.assert_array_equal(calls[0].window, without.window)
+    held_out = spied_loss(prior, variables, codes, train=False, **options)
+    np.testing.assert_array_equal(held_out.condition, without.condition)
+    assert dropped[0].any() and (without.condition == condition[:, None]).all()
 
 
 def test_a_longer_null_condition_is_the_null_class_and_nothing_else():
     prior, variables = make(num_ids=CLASSES)
     inputs = forward_inputs(prior)[:3]
-    shape = jnp.zeros((len(BLOCKS), 3), jnp.int32)
-    long = np.asarray(prior.apply(variables, shape, method="null_condition"))
-    short = np.full((len(BLOCKS), 1), NULL, np.int32)
+    null = jax.jit(prior.null_condition)
+    long, short = (null(np.zeros((len(BLOCKS), length), np.int32)) for length in (2, 1))
+    np.testing.assert_array_equal(short, np.full((len(BLOCKS), 1), NULL))
     a, b = (forward(prior, variables, *inputs, c) for c in (long, short))
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert prior.apply(variables, shape[:, :0], method="null_condition").shape == (6, 0)
 
 
 # Guidance
@@ -91,21 +70,26 @@ def test_guided_logits_are_the_formula_in_one_call_with_the_null_id():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(CLASSES + 2, CODES)).astype(np.float32)
     weights = rng.normal(size=(25, CODES)).astype(np.float32)
-    condition = jnp.asarray([[2], [0], [4]], jnp.int32)
+    condition = np.array([[2], [0], [4]], np.int32)
     window = rng.integers(0, CODES, (3, 25)).astype(np.int32)
-    calls = []
 
-    def logits_of(codes, query, tokens, condition):
-        """Linear in the condition's row and in the window, for two cells."""
-        calls.append((np.asarray(query), np.asarray(condition)))
-        logits = table[condition[:, 0]] + codes.astype(jnp.float32) @ weights + tokens[:, 0, :1]
-        return jnp.stack([logits, logits * query[:, None]], axis=1)
+    @jax.jit
+    def run(rows, condition):
+        calls = []
+
+        def logits_of(codes, query, tokens, condition):
+            """Linear in the condition's row and in the window, for two cells."""
+            calls.append((query, condition))
+            row = jnp.asarray(table)[condition[:, 0]]
+            logits = row + codes.astype(jnp.float32) @ weights + tokens[:, 0, :1]
+            return jnp.stack([logits, logits * query[:, None]], axis=1)
+
+        null = jnp.full_like(condition, NULL)
+        return guided_logits(logits_of, rows, null, condition, jnp.float32(2.5)), calls
 
     query = np.array([0, 1, 2], np.int32)
     tokens = rng.normal(size=(3, 6, 4)).astype(np.float32)
-    rows = jnp.asarray(window), jnp.asarray(query), jnp.asarray(tokens)
-    null = jnp.full_like(condition, NULL)
-    logits = guided_logits(logits_of, rows, null, condition, jnp.float32(2.5))
+    logits, calls = jax.tree.map(np.asarray, run((window, query, tokens), condition))
     shared = window.astype(np.float64) @ weights.astype(np.float64) + tokens[:, 0, :1]
     given, without = table[np.array([2, 0, 4])].astype(np.float64), table[NULL].astype(np.float64)
     first = shared + without + 2.5 * (given - without)
@@ -135,7 +119,7 @@ def test_the_weight_at_every_step(schedule):
         guidance=guidance,
         guidance_schedule=schedule,
     )
-    condition = jnp.zeros((BATCH, 1), jnp.int32)
+    condition = np.zeros((BATCH, 1), np.int32)
     watched = Watched(logits_of)
     codes, calls = watched.sample(*nothing_known(spec), spec, condition=condition)
     weights = slopes[codes]
@@ -159,7 +143,7 @@ def test_guidance_of_one_is_no_guidance_and_costs_nothing():
         return noise_logits(window, query, condition) + condition[..., None]
 
     watched = Watched(logits_of)
-    condition = jnp.asarray([[0], [1], [2]], jnp.int32)
+    condition = np.array([[0], [1], [2]], np.int32)
     known, mask = random_known(spec_of())
     plain, calls = watched.sample(known, mask, spec_of(steps=3), condition=condition)
     conditions = watched.conditions[:]
@@ -175,17 +159,6 @@ def test_guidance_of_one_is_no_guidance_and_costs_nothing():
     assert [len(w) for w, _, _ in doubled] == [2 * BATCH] * len(calls)
     for seen in watched.conditions:
         np.testing.assert_array_equal(seen.reshape(BATCH, 2), [[NULL, c] for c in range(3)])
-
-
-def test_guidance_of_zero_samples_without_the_condition():
-    prior, variables = make(num_ids=CLASSES)
-    known, mask = random_known(spec_of())
-    condition = jnp.asarray([[0], [1], [2]], jnp.int32)
-    null = jnp.full_like(condition, NULL)
-    inputs = prior, variables, known, mask
-    unguided = sample(*inputs, spec_of(steps=2, guidance=0.0), condition=condition)
-    np.testing.assert_array_equal(unguided, sample(*inputs, spec_of(steps=2), condition=null))
-    assert (unguided != sample(*inputs, spec_of(steps=2), condition=condition)).any()
 
 
 @pytest.mark.parametrize(

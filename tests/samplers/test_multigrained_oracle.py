@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -11,13 +10,18 @@ from tiny_prior import CLASSES, NULL, make, schedule, spec_of
 from tiny_sampler import BATCH, blocks_of, cells_of, own_of, random_known, sample
 
 
+@functools.partial(jax.jit, static_argnames=("prior", "grid"))
+def logits_of(prior, variables, window, query, block_codes, condition, grid):
+    """The model's logits, of the codes of all blocks."""
+    block_tokens = prior.apply(variables, block_codes, method="block_tokens")
+    return prior.apply(variables, window, query, block_tokens, condition, grid)
+
+
 def greedy_oracle(prior, variables, condition, known, mask, spec):
     """The most likely codes, the most confident first: plain loops around the model's forward."""
     codes = np.where(mask, known, spec.mask_id)
     batch, g = len(codes), len(blocks_of(spec))
-    forward = jax.jit(prior.apply, static_argnums=5)
-    block_tokens = functools.partial(prior.apply, variables, method="block_tokens")
-    null = jnp.full_like(condition, NULL)
+    null = np.full_like(condition, NULL)
     for block in range(g):
         start = (codes[:, own_of(spec, block)] == spec.mask_id).sum(1)
         plan = [schedule(n, spec.steps) for n in start]
@@ -33,13 +37,9 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
                         for slot, cell in enumerate(cells_of(spec, other)):
                             if cell is not None:
                                 glob[b, other, slot] = codes[b, cell]
-            inputs = (
-                jnp.asarray(window, jnp.int32),
-                jnp.full((batch,), block, jnp.int32),
-                block_tokens(jnp.asarray(glob, jnp.int32)),
-            )
+            inputs = window, np.full(batch, block), glob
             given, without = (
-                np.asarray(forward(variables, *inputs, c, spec.grid), np.float64)
+                np.asarray(logits_of(prior, variables, *inputs, c, spec.grid), np.float64)
                 for c in (condition, null)
             )
             weight = spec.guidance
@@ -59,18 +59,34 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
     return codes
 
 
-@pytest.mark.parametrize(
-    "guidance",
-    [{}, {"guidance": 2.5}, {"guidance": 0.4}, {"guidance": 3.0, "guidance_schedule": "linear"}],
-    ids=lambda x: "-".join(str(v) for v in x.values()) or "none",
-)
-def test_the_whole_sampler_equals_plain_loops_where_nothing_is_random(guidance):
+@functools.cache
+def inputs():
+    """A model, conditions and known tokens of which the first image has none."""
     prior, variables = make(num_ids=CLASSES)
-    spec = spec_of(steps=3, top_k=1, choice_temperature=0.0, **guidance)
-    known, mask = random_known(spec, seed=3)
+    known, mask = random_known(spec_of(), seed=3)
     mask[0] = False
-    condition = jnp.arange(BATCH, dtype=jnp.int32)[:, None]
-    codes = sample(prior, variables, known, mask, spec, condition=condition)
+    return prior, variables, np.arange(BATCH, dtype=np.int32)[:, None], known, mask
+
+
+def greedy(condition, **settings):
+    """The sampler where nothing is random."""
+    prior, variables, _, known, mask = inputs()
+    spec = spec_of(steps=3, top_k=1, choice_temperature=0.0, **settings)
+    return spec, sample(prior, variables, known, mask, spec, condition=condition)
+
+
+@pytest.mark.parametrize("guidance", [{}, {"guidance": 3.0, "guidance_schedule": "linear"}])
+def test_the_whole_sampler_equals_plain_loops_where_nothing_is_random(guidance):
+    prior, variables, condition, known, mask = inputs()
+    spec, codes = greedy(condition, **guidance)
     expected = greedy_oracle(prior, variables, condition, known, mask, spec)
     np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(codes[mask], known[mask])
     assert len(np.unique(codes[0])) > 2
+
+
+def test_guidance_of_zero_samples_without_the_condition():
+    _, _, condition, _, _ = inputs()
+    _, unguided = greedy(condition, guidance=0.0)
+    np.testing.assert_array_equal(unguided, greedy(np.full_like(condition, NULL))[1])
+    assert (unguided != greedy(condition)[1]).any()

@@ -16,6 +16,8 @@ from tiny_sampler import (
     nothing_known,
     random_known,
     sample,
+    sample_tokens,
+    tokens_of,
 )
 
 from vqjax.priors.multigrained import MultiGrainedPrior
@@ -57,7 +59,7 @@ def test_every_step_fixes_exactly_the_scheduled_number_in_raster_order(watched, 
 
 
 def test_a_step_sees_what_is_known_in_its_window_and_complete_blocks_in_the_map(watched):
-    spec = spec_of(steps=3)
+    spec = spec_of(steps=5)
     known, mask = random_known(spec, seed=1)
     codes, calls = watched.sample(known, mask, spec)
     for window, query, tokens in calls:
@@ -80,7 +82,7 @@ def test_a_step_sees_what_is_known_in_its_window_and_complete_blocks_in_the_map(
 
 
 def test_a_token_once_fixed_stays(watched):
-    spec = spec_of(steps=4)
+    spec = spec_of(steps=5)
     codes, calls = watched.sample(*nothing_known(spec), spec)
     assert len(calls) > 6
     for window, query, _ in calls:
@@ -91,7 +93,7 @@ def test_a_token_once_fixed_stays(watched):
 
 
 def test_with_everything_known_the_model_is_not_run(watched):
-    spec = spec_of()
+    spec = spec_of(steps=2)
     known, mask = random_known(spec)
     codes, calls = watched.sample(known, np.ones_like(mask), spec)
     assert not calls
@@ -197,10 +199,13 @@ def test_the_noise_of_the_choice_falls_with_the_steps(steps):
 # With a real prior
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_known_tokens_never_change_and_codes_are_codes(dtype):
-    prior, variables = make(dtype=dtype)
-    spec = spec_of(steps=3, top_p=0.95)
+REAL = {"steps": 3, "top_p": 0.95}
+
+
+def test_known_tokens_never_change_and_codes_are_codes():
+    """In float32 the oracle's tests see to it."""
+    prior, variables = make(dtype="bfloat16")
+    spec = spec_of(**REAL)
     for seed in range(4):
         known, mask = random_known(spec, seed)
         codes = sample(prior, variables, known, mask, spec, seed)
@@ -209,8 +214,8 @@ def test_known_tokens_never_change_and_codes_are_codes(dtype):
 
 
 def test_the_key_decides():
-    prior, variables = make()
-    spec = spec_of(steps=3, top_p=0.95)
+    prior, variables = make(dtype="bfloat16")
+    spec = spec_of(**REAL)
     known, mask = nothing_known(spec)
     first, again, other = (sample(prior, variables, known, mask, spec, s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -218,19 +223,49 @@ def test_the_key_decides():
     assert (first[0] != first[1]).any()  # images of a batch are drawn apart
 
 
-def test_a_second_call_compiles_nothing():
-    """Whatever is known, and whether it is anything."""
-    prior = Watched(noise_logits)
+# What is known
+
+
+def test_whatever_is_known_takes_one_program():
+    prior, spec = Watched(noise_logits).prior(spec_of(steps=3)), spec_of(steps=3)
     before = multigrained._sample._cache_size()
     for seed in range(3):
-        sample(prior, {}, *random_known(spec_of(), seed), spec_of(), seed)
-    nothing = sample(prior, {}, *nothing_known(spec_of()), spec_of())
-    condition, settings = jnp.zeros((BATCH, 0), jnp.int32), spec_of().settings
+        sample(prior, {}, *random_known(spec, seed), spec, seed)
+    nothing = sample(prior, {}, *nothing_known(spec), spec)
     for known in (None, Tokens.none(BATCH, GRID)):
-        tokens = multigrained.sample(prior, {}, jax.random.key(0), condition, known, settings, GRID)
+        tokens = sample_tokens(prior, {}, known, spec)
+        assert tokens.grid == GRID
         np.testing.assert_array_equal(tokens.codes, nothing)
         np.testing.assert_array_equal(tokens.positions[0], np.arange(nothing.shape[1]))
+    # Codes of no cell are not seen.
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, CODES, (BATCH, 35)).astype(np.int32)
+    hidden = tokens_of(codes, Tokens.none(BATCH, GRID).positions, GRID)
+    np.testing.assert_array_equal(sample_tokens(prior, {}, hidden, spec).codes, nothing)
     assert multigrained._sample._cache_size() == before + 1
+
+
+def test_sparse_tokens_come_back_unchanged_and_weigh_as_in_the_shape_of_dense_ones(watched):
+    """A few tokens of each image in any order, padded with tokens of no cell."""
+    spec, cells, rng = spec_of(steps=5), 35, np.random.default_rng(0)
+    codes = rng.integers(0, CODES, (BATCH, 12)).astype(np.int32)
+    positions = np.stack([rng.permutation(cells)[:12] for _ in range(BATCH)]).astype(np.int32)
+    for image, count in enumerate((12, 5, 0)):
+        padded = rng.permutation(12)[: 12 - count]
+        positions[image, padded] = cells
+    mask, known = np.zeros((BATCH, cells), bool), np.zeros((BATCH, cells), np.int32)
+    for image, n in np.argwhere(positions < cells):
+        mask[image, positions[image, n]] = True
+        known[image, positions[image, n]] = codes[image, n]
+    np.testing.assert_array_equal(mask.sum(1), [12, 5, 0])
+
+    given = tokens_of(codes, positions, GRID)
+    sampled = sample_tokens(watched.prior(spec), {}, given, spec)
+    np.testing.assert_array_equal(np.asarray(sampled.codes)[mask], known[mask])
+    np.testing.assert_array_equal(sampled.codes, watched.sample(known, mask, spec)[0])
+
+
+# What it costs
 
 
 def all_shapes(jaxpr):
@@ -256,7 +291,7 @@ def test_a_step_costs_one_query_blocks_sequence():
         settings = MultiGrainedSampling()
         return multigrained.sample(prior, variables, key, condition, None, settings, grid)
 
-    condition = jnp.zeros((batch, 0), jnp.int32)
+    condition = np.zeros((batch, 0), np.int32)
     program = jax.make_jaxpr(draw)(variables, jax.random.key(0), condition)
     shapes = {shape for shape, floating in all_shapes(program.jaxpr) if floating}
     sequence = 16 + (size + 2 * halo) ** 2
