@@ -22,7 +22,7 @@ from vqjax.runs.checkpoints import Checkpointer
 
 
 @flax.struct.dataclass
-class Player:
+class Network:
     params: dict
     opt_state: tuple
     ema: dict | None
@@ -32,8 +32,8 @@ class Player:
 @flax.struct.dataclass
 class State:
     step: jax.Array
-    generator: Player
-    discriminator: Player | None
+    model: Network
+    discriminator: Network | None
 
 
 def make_state(seed=0, width=6):
@@ -47,8 +47,8 @@ def make_state(seed=0, width=6):
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     model_state = {"quantizer": {"usage": jnp.asarray(rng.integers(0, 9, 5), jnp.int32)}}
-    player = Player(params, optimizer.init(params), None, model_state)
-    return State(jnp.int32(seed), player, None)
+    network = Network(params, optimizer.init(params), None, model_state)
+    return State(jnp.int32(seed), network, None)
 
 
 def abstract(state):
@@ -174,7 +174,7 @@ def test_restores_onto_another_mesh(tmp_path):
     restored, _ = checkpointer.restore(target)
     assert_identical(restored, state)
     assert jax.tree.map(lambda x: x.sharding, restored) == wanted_on
-    assert restored.generator.params["embedding"].sharding.spec == jax.P("tensor", "fsdp")
+    assert restored.model.params["embedding"].sharding.spec == jax.P("tensor", "fsdp")
     checkpointer.close()
 
 
@@ -184,20 +184,20 @@ def test_a_part_is_restored_without_the_rest(tmp_path):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         {
-            "generator": {
-                "params": state.generator.params,
-                "model_state": state.generator.model_state,
+            "model": {
+                "params": state.model.params,
+                "model_state": state.model.model_state,
             }
         },
     )
     reader = Checkpointer(tmp_path, read_only=True)
     part, step = reader.restore_partial(shapes)
     assert step == 7
-    assert_identical(part["generator"]["params"], state.generator.params)
-    assert_identical(part["generator"]["model_state"], state.generator.model_state)
-    with pytest.raises(InputError, match="generator/ema/kernel is not in the checkpoint"):
+    assert_identical(part["model"]["params"], state.model.params)
+    assert_identical(part["model"]["model_state"], state.model.model_state)
+    with pytest.raises(InputError, match="model/ema/kernel is not in the checkpoint"):
         reader.restore_partial(
-            {"generator": {"ema": {"kernel": jax.ShapeDtypeStruct((2,), jnp.float32)}}}
+            {"model": {"ema": {"kernel": jax.ShapeDtypeStruct((2,), jnp.float32)}}}
         )
 
 
@@ -207,11 +207,11 @@ def test_another_configuration_is_not_damage(tmp_path):
         checkpointer.restore(abstract(make_state(width=9)))
     message = str(error.value)
     assert (
-        "generator/params/blocks/kernel is float32[4, 6] in the checkpoint, float32[4, 9] here"
+        "model/params/blocks/kernel is float32[4, 6] in the checkpoint, float32[4, 9] here"
         in message
     )
     assert "\n" not in message
-    other = make_state().replace(discriminator=make_state().generator)
+    other = make_state().replace(discriminator=make_state().model)
     with pytest.raises(InputError, match=r"discriminator/.* is not in the checkpoint.*more"):
         checkpointer.restore(abstract(other))
     half = abstract(make_state()).replace(step=jax.ShapeDtypeStruct((), jnp.int8))

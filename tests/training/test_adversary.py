@@ -89,7 +89,7 @@ def assert_close(a, b):
 
 
 @pytest.mark.parametrize(("adaptive", "max_weight"), [(False, 1.0), (True, 1e6)])
-def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path):
+def test_both_networks_follow_their_losses(adaptive, max_weight, config, tmp_path):
     """Eq. 1 and VQGAN's Eq. 7; the adaptive weight is taken of l2 alone, and is a constant."""
     config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})
     stage = sgd_stage(config, tmp_path)
@@ -97,9 +97,9 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
     after, metrics = jax.jit(stage.train_step)(before, NOTHING, batch())
     generator_gradient, discriminator_gradient = gradients(before, after)
 
-    x, (key_push, key_real, key_fake) = to_float(images()), keys(0)
-    params, opponent = before.model.params, before.discriminator
-    losses = plain_losses(stage, opponent, x, key_push)
+    x, (key_adversary, key_real, key_fake) = to_float(images()), keys(0)
+    params, discriminator = before.model.params, before.discriminator
+    losses = plain_losses(stage, discriminator, x, key_adversary)
     values, jacobian = jax.jit(lambda p: (losses(p), jax.jacrev(losses)(p)))(params)
     l2, vq, adversarial = (jax.tree.map(lambda j, i=i: j[i], jacobian) for i in range(3))
     weight = 0.8
@@ -115,13 +115,13 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
 
     def discriminator_loss(own):
         y, *_ = stage.model.apply({"params": params}, x, train=True)
-        real, state = judge(stage, own, opponent.model_state, x, key_real)
+        real, state = judge(stage, own, discriminator.model_state, x, key_real)
         fake, state = judge(stage, own, state, y, key_fake)
         loss = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
         return loss, (state, jnp.mean(real > 0), jnp.mean(fake < 0))
 
     plain = jax.jit(jax.value_and_grad(discriminator_loss, has_aux=True))
-    (loss, (state, real, fake)), wanted = plain(opponent.params)
+    (loss, (state, real, fake)), wanted = plain(discriminator.params)
     assert_close(discriminator_gradient, wanted)
     assert_close(after.discriminator.model_state, state)
     measured = [metrics[k] for k in ("discriminator_loss", "accuracy_real", "accuracy_fake")]
@@ -129,7 +129,7 @@ def test_both_players_follow_their_losses(adaptive, max_weight, config, tmp_path
 
 
 def test_before_its_start_there_is_no_adversary(config, tmp_path):
-    """Both players and all metrics are as without one, to the bit; then the weight ramps up."""
+    """Both networks and all metrics are as without one, to the bit; then the weight ramps up."""
     discriminator = config.tokenizer.discriminator
     discriminator.start, discriminator.ramp, discriminator.adaptive = 2, 3, False
     stage = sgd_stage(config, tmp_path)
@@ -161,7 +161,7 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
     config.tokenizer.model.widths = (64,)  # so that another pass would show
     stage = sgd_stage(config, tmp_path)
     state = jax.eval_shape(stage.init, jax.random.key(0))
-    network, opponent = state.model, state.discriminator
+    network, discriminator = state.model, state.discriminator
     x = to_float(images())
 
     def generator(params):
@@ -172,7 +172,7 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
         (_, loss, metrics), pull_back = jax.vjp(reconstruct, params)
         return pull_back((x, *jax.tree.map(jnp.zeros_like, (loss, metrics))))
 
-    def critics(params, model_state, y):
+    def judged(params, model_state, y):
         """The discriminator sees the fake twice, for either network, and the real once."""
 
         def fool(y):
@@ -195,7 +195,7 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
     step = flops(stage.train_step, state, NOTHING, batch())
     parts = flops(generator, network.params)
     one_pass = parts / 3
-    parts += flops(critics, opponent.params, opponent.model_state, x)
+    parts += flops(judged, discriminator.params, discriminator.model_state, x)
     kernel = network.params["last_convolution"]["kernel"]
     features = jax.ShapeDtypeStruct((4, 16, 16, kernel.shape[2]), jnp.float32)
     # The gradient of a convolution by its kernel costs what the convolution costs.

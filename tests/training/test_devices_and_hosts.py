@@ -36,7 +36,7 @@ def loss_curve(name, mesh):
     run = tiny.finished_run()
     config = run.config.copy_and_resolve_references()
     config[name].optimizer.eps = 1e-3
-    # From the first step on; but two players amplify what is only rounding: a weak adversary.
+    # From the first step on; but two adversaries amplify what is only rounding: a weak adversary.
     discriminator = config.tokenizer.discriminator
     discriminator.start = discriminator.ramp = 0
     discriminator.weight, discriminator.optimizer.learning_rate = 0.05, 3e-4
@@ -79,7 +79,7 @@ def test_eight_devices_are_as_one(name, sizes, everything_split):
     losses, split = loss_curve(name, make_mesh(sizes))
     assert split == {axis for axis in ("fsdp", "tensor") if sizes.get(axis, 1) > 1}
     # Codes are drawn and compared in the same way, so that only the order of sums is different,
-    # which two players amplify; the loss itself changes by far more over these steps.
+    # which two adversaries amplify; the loss itself changes by far more over these steps.
     tolerance = {"tokenizer": 2e-3, "prior": 2e-4}[name]
     np.testing.assert_allclose(losses, reference(name), rtol=tolerance)
     assert abs(losses[0, 0] - losses[-1, 0]) > 0.02 * losses[0, 0]
@@ -120,7 +120,7 @@ def test_two_processes_are_as_one(tmp_path):
             ]
             for folder in (single, tmp_path / "run")
         ]
-        # Two players amplify what is only rounding.
+        # Two adversaries amplify what is only rounding.
         tolerance = {"tokenizer": {"rel": 1e-2, "abs": 5e-3}, "prior": {"rel": 1e-3, "abs": 1e-5}}
         for one, two in zip(*lines, strict=True):
             assert one == pytest.approx(two, **tolerance[name])

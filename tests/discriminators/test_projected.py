@@ -1,0 +1,136 @@
+"""The projected discriminator against its float64 oracle; its frozen parameters."""
+
+import contextlib
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from discriminator_oracles import (
+    assert_trees_close,
+    build,
+    convolve,
+    float64,
+    interpolate,
+    projected_oracle,
+    random_images,
+    random_variables,
+)
+
+from vqjax.discriminators import projected
+from vqjax.features import efficientnet_lite
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _weights_are_read_once():
+    with pytest.MonkeyPatch.context() as patch:
+        load = functools.cache(projected.load_efficientnet_lite)
+        patch.setattr(projected, "load_efficientnet_lite", load)
+        yield
+
+
+MODEL = build({"name": "projected"})
+
+
+@functools.cache
+def frozen(seed):
+    return MODEL.frozen_params(jax.random.key(seed))
+
+
+def shallow():
+    """One block a stage in the backbone, which compiles in half the time."""
+    return mock.patch.dict(efficientnet_lite._DEPTHS, lite0=(1,) * 7)
+
+
+def projected_step(size, images):
+    """Variables with the frozen parameters, and one jitted step, enlarging to `size` pixels."""
+    weights = frozen(0)
+    backbone = shallow() if size < 224 else contextlib.nullcontext()
+    with backbone, mock.patch.object(projected, "_SIZE", size):
+        variables = random_variables(MODEL, images)
+        variables["params"].update(weights)
+
+        def total(images, variables):
+            logits, state = MODEL.apply(
+                variables,
+                images,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+                capture_intermediates=lambda module, _: module.name == "backbone",
+            )
+            (features,) = state["intermediates"]["backbone"]["__call__"]
+            return jnp.sum(logits * jnp.sign(logits)), (logits, state["batch_stats"], features)
+
+        return variables, jax.jit(jax.grad(total, has_aux=True))(images, variables)
+
+
+@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
+def test_projected_equals_the_float64_oracle_and_sees_every_pixel(size):
+    variables, results = projected_step(size, random_images(7, 2, 32, 32, 3))
+    gradient, (logits, averages, features) = results
+    ordered = [float64(features[f"stride{stride}"]) for stride in (4, 8, 16, 32)]
+    for stride, channels, feature in zip((4, 8, 16, 32), (24, 40, 112, 320), ordered, strict=True):
+        assert feature.shape == (2, size // stride, size // stride, channels)
+    expected, expected_averages = projected_oracle(float64(variables), ordered)
+    number = {64: 3 * 25 + 1, 224: 4 * 16}[size]
+    assert logits.shape == (2, number) and logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    assert_trees_close(averages, expected_averages, rtol=1e-3, atol=1e-4)
+    # Through the frozen backbone.
+    assert jnp.isfinite(gradient).all() and (jnp.abs(gradient) > 0).mean() > 0.99
+
+
+def test_projected_sees_small_images_enlarged_to_224_bilinearly():
+    images = random_images(7, 2, 32, 32, 3)
+    shapes = jax.eval_shape(functools.partial(MODEL.init, train=False), jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(shapes))
+    variables["params"]["backbone"] = frozen(0)["backbone"]
+
+    # Jitted, so that nothing behind the first layer is computed.
+    @jax.jit
+    def stem(images):
+        capture = {"capture_intermediates": lambda module, _: module.name == "stem"}
+        _, state = MODEL.apply(variables, images, train=False, mutable="intermediates", **capture)
+        return state["intermediates"]["backbone"]["stem"]["__call__"][0]
+
+    x = float64(images)
+    for axis in (1, 2):
+        # Centres of pixels, not corners, stay where they are.
+        x = interpolate(x, axis, np.clip((np.arange(224) + 0.5) * 32 / 224 - 0.5, 0, 31))
+    layer = float64(frozen(0)["backbone"]["stem"])
+    x = np.pad((127.5 * x + 0.5) / 128, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    expected = convolve(x, layer["kernel"], 2, 0, layer["bias"])
+    np.testing.assert_allclose(stem(images), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "number"),
+    # Maps of 224, 256 and 512 pixels end at 7, 8 and 8 positions a side, and those of 150x225,
+    # enlarged to 224x352, at 7x11.
+    [(32, 32, 4 * 4 * 4), (256, 256, 4 * 5 * 5), (512, 512, 4 * 5 * 5), (150, 225, 4 * 4 * 8)],
+)
+def test_projected_takes_images_of_any_size(height, width, number):
+    images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+    with shallow():
+        logits, _ = jax.eval_shape(
+            lambda key, x: MODEL.init_with_output(key, x, train=True), jax.random.key(0), images
+        )
+    assert logits.shape == (2, number)
+
+
+def test_frozen_parameters_are_the_published_ones_and_a_function_of_the_key():
+    first, other = frozen(0), frozen(1)
+    assert first.keys() == {*MODEL.frozen}
+    jax.tree.map(np.testing.assert_array_equal, MODEL.frozen_params(jax.random.key(0)), first)
+    _, published = projected.load_efficientnet_lite("lite0")
+    for name, values in first["backbone"].items():
+        jax.tree.map(np.testing.assert_array_equal, values, published["params"][name])
+    jax.tree.map(np.testing.assert_array_equal, other["backbone"], first["backbone"])
+    for mixing, values in other["projection"].items():
+        bound = values["kernel"].shape[0] ** -0.5
+        for name, value in values.items():
+            assert not np.array_equal(value, first["projection"][mixing][name])
+            # Kaiming uniform as in PyTorch: uniform up to one by the root of the inputs.
+            assert 0.9 * bound < abs(value).max() <= bound
