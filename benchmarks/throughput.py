@@ -149,7 +149,7 @@ def sample_tokens(config: ConfigDict, mesh: Mesh) -> Program:
         return sampler.sample(prior, variables, key, condition, None, sampling.sampler, prior.grid)
 
     tokens = tokens_shape(tokenizer, config.data.resolution).codes.shape[1]
-    batch = sampling.drawing.batch_size, 0
+    batch = sampling.generation.batch_size, 0
     condition = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=batch_sharding(mesh))
     seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     return _forward(

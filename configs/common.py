@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FieldReference
 from vqjax.data import DataSettings
 from vqjax.errors import InputError
 from vqjax.registry import did_you_mean
-from vqjax.runs.build import DrawingSettings
+from vqjax.runs.build import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of
 from vqjax.training.adversary import AdversarialSettings
@@ -108,7 +108,7 @@ def prior_stage(name: str) -> ConfigDict:
 def sampling(name: str) -> ConfigDict:
     """The defaults of drawing images from a prior of this name."""
     config = defaults_of(SAMPLERS[name].settings)
-    config.update(defaults_of(DrawingSettings))
+    config.update(defaults_of(GenerationSettings))
     return config
 
 

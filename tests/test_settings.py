@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vqjax.errors import FieldError
-from vqjax.runs.build import DrawingSettings
+from vqjax.runs.build import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import (
     Range,
@@ -109,7 +109,7 @@ def test_the_table_has_a_row_for_every_setting():
     ]
 
 
-@pytest.mark.parametrize("cls", [DrawingSettings, *(s.settings for s in SAMPLERS.values())])
+@pytest.mark.parametrize("cls", [GenerationSettings, *(s.settings for s in SAMPLERS.values())])
 def test_the_guide_has_the_table_of_the_settings(cls):
     """So that it cannot say anything else than the code; paste `settings_table(cls)` if it does."""
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()

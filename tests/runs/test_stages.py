@@ -110,7 +110,7 @@ def test_sampling_settings_that_are_given_replace_the_config_s():
     config = tiny.get_config("path=x")
     prior = build_stage_prior(config, "prior", tiny.CONDITION)
     sampling = build_sampling(config, "prior", prior, {"steps": 7, "batch_size": 3})
-    assert sampling.sampler.steps == 7 and sampling.drawing.batch_size == 3
+    assert sampling.sampler.steps == 7 and sampling.generation.batch_size == 3
     assert build_sampling(config, "prior", prior).sampler.steps == config.sampling.steps
     with pytest.raises(InputError, match=r"guidance=2.0: this prior has never seen the null"):
         build_sampling(config, "prior", prior, {"guidance": 2.0})

@@ -77,7 +77,7 @@ def evaluate_samples(
     protocol["sampler"] = {
         **dataclasses.asdict(sampling.sampler),
         "grid": list(prior.grid),
-        "decode_tile": sampling.drawing.decode_tile,
+        "decode_tile": sampling.generation.decode_tile,
         "seed": seed,
         "images": len(labels),
         "acceptance": rejection.acceptance if rejection else 1.0,
@@ -86,10 +86,10 @@ def evaluate_samples(
     }
     distinct, groups = condition_groups(conditions)
     candidates = candidate_groups(groups, rejection.acceptance) if rejection else groups
-    drawing = dataclasses.replace(sampling.drawing, batch_size=evaluator.batch_size)
+    generation = dataclasses.replace(sampling.generation, batch_size=evaluator.batch_size)
     sampler = models.sampler(
         max(len(candidates), evaluator.batch_size),
-        dataclasses.replace(sampling, drawing=drawing),
+        dataclasses.replace(sampling, generation=generation),
         seed=seed,
         rounded=evaluator.pixels == "png",
     )

@@ -99,7 +99,7 @@ class ImageSampler:
             InputError: an edit, or its grid, of a prior that takes none.
         """
         prior, devices = models.prior, models.mesh.size
-        batch = -(-min(sampling.drawing.batch_size, count) // devices) * devices
+        batch = -(-min(sampling.generation.batch_size, count) // devices) * devices
         known, grid = None, prior.grid
         if edit is not None:
             _check_edit(models, edit)
@@ -119,7 +119,7 @@ class ImageSampler:
 
     def pixels(self, tokens: Tokens) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
         """Images of tokens."""
-        tile = self.sampling.drawing.decode_tile
+        tile = self.sampling.generation.decode_tile
         tokenizer, variables = self.models.tokenizer, self.models.tokenizer_variables
         images = decode(tokenizer, variables, tokens, tile, self.rounded)
         return editing.composite(images, self.edit) if self.edit else images

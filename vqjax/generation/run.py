@@ -136,7 +136,7 @@ class Run:
             InputError: as `build_sampling`, or tiles that the tokenizer cannot decode in.
         """
         sampling = build_sampling(self.config, self._named_prior, self.prior, given)
-        self.tokenizer.check_tile(sampling.drawing.decode_tile)
+        self.tokenizer.check_tile(sampling.generation.decode_tile)
         return sampling
 
     def encode(self, images: Images) -> Tokens:

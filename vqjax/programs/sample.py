@@ -57,7 +57,7 @@ def main() -> None:
     workdir = open_path(WORKDIR.value or "", "--workdir")
     run = Run(workdir)
     sampling = run.sampling(**SAMPLING.given())
-    count = sampling.drawing.num_images
+    count = sampling.generation.num_images
     edit = _edit(run)
     conditions = _conditions(run, count, edit)
     rejection = SAMPLING.rejection(ACCEPTANCE.value, run.prior.num_ids, conditions)
@@ -79,7 +79,7 @@ def main() -> None:
     _write_grid(shown, 8, out / "grid.png")
     if edit:
         _write_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
-    used = dataclasses.asdict(sampling.sampler) | dataclasses.asdict(sampling.drawing)
+    used = dataclasses.asdict(sampling.sampler) | dataclasses.asdict(sampling.generation)
     used |= {
         name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
     }

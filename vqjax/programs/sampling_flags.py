@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from vqjax.errors import InputError
 from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet_classifier
-from vqjax.runs.build import DrawingSettings
+from vqjax.runs.build import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import Rejection, Score
 from vqjax.settings import choices_of, describe_settings
@@ -81,7 +81,7 @@ class SamplingFlags:
 def define(without: Sequence[str] = ()) -> SamplingFlags:
     """Defines the flags, but for some settings; to be called where a program defines its own."""
     settings: dict[str, flags.FlagHolder[Any]] = {}
-    for cls in (DrawingSettings, *(sampler.settings for sampler in SAMPLERS.values())):
+    for cls in (GenerationSettings, *(sampler.settings for sampler in SAMPLERS.values())):
         described = describe_settings(cls)
         for field in dataclasses.fields(cls):
             if field.name in described and field.name not in (*settings, *without):

@@ -98,7 +98,7 @@ def reconstructions(
     encode: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
     pixels = to_float(jax.device_put(images, batch_sharding(run.mesh)))
     tokens = encode(variables, pixels, method="encode")
-    tile = run.sampling().drawing.decode_tile if run.prior_stage else 0
+    tile = run.sampling().generation.decode_tile if run.prior_stage else 0
     rebuilt = to_host(decode(tokenizer, variables, tokens, tile))
     errors = to_host(psnr(to_float(images), to_float(rebuilt)))
     pairs = []

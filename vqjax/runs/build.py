@@ -20,7 +20,7 @@ from vqjax.tokenizers import Tokenizer, build_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingSettings:
+class GenerationSettings:
     """Settings of drawing images, beside those of the sampler.
 
     Raises:
@@ -44,11 +44,11 @@ class Sampling:
 
     Attributes:
         sampler: the settings dataclass of the prior's sampler.
-        drawing: the rest.
+        generation: the rest.
     """
 
     sampler: Any
-    drawing: DrawingSettings
+    generation: GenerationSettings
 
 
 # Top-level keys of a config that are no stages.
@@ -151,7 +151,7 @@ def build_sampling(
         raise InputError(f"the prior {name!r} has no sampler; {did_you_mean(name, SAMPLERS)}")
     cls = SAMPLERS[name].settings
     fields = config.sampling.to_dict() | dict(given or {})
-    own = {f.name for f in dataclasses.fields(DrawingSettings)}
+    own = {f.name for f in dataclasses.fields(GenerationSettings)}
     valid = own | {f.name for f in dataclasses.fields(cls)}
     for key in fields:
         if key not in valid:
@@ -159,11 +159,11 @@ def build_sampling(
                 f"config.sampling.{key}: the sampler of {name} has no such setting;"
                 f" {did_you_mean(key, valid)}"
             )
-    drawing = {key: value for key, value in fields.items() if key in own}
+    generation = {key: value for key, value in fields.items() if key in own}
     sampler = {key: value for key, value in fields.items() if key not in own}
     settings: Any = registry.from_fields("sampling", cls, sampler)
     try:
         check_guidance(prior, settings)
     except FieldError as e:
         raise InputError(f"config.sampling.{e}") from None
-    return Sampling(settings, registry.from_fields("sampling", DrawingSettings, drawing))
+    return Sampling(settings, registry.from_fields("sampling", GenerationSettings, generation))

@@ -53,7 +53,7 @@ class PriorStage(Stage):
         self.resolution = side
         self.grid = self.tokenizer.grid(side, side)
         self.sampling = build_sampling(config, name, self.model)
-        self.tokenizer.check_tile(self.sampling.drawing.decode_tile)
+        self.tokenizer.check_tile(self.sampling.generation.decode_tile)
         self.frechet = FrechetMonitor(name, own.frechet) if own.frechet.images else None
         self.eval_step = jax.jit(self._eval_step)
         self.decode = jax.jit(self._decode)
@@ -156,7 +156,7 @@ class PriorStage(Stage):
 
     def _samples(self, variables: Any, frozen: Any) -> Float[Any, "n H W 3"]:
         """Images drawn with the same key at every evaluation, to be compared."""
-        condition = self.condition.in_turn(min(SAMPLES, self.sampling.drawing.batch_size))
+        condition = self.condition.in_turn(min(SAMPLES, self.sampling.generation.batch_size))
         key = random_key(self.seed, f"{self.name}/sample", 0)
         return to_host(self.decode(frozen, self._draw(variables, key, jnp.asarray(condition))))
 
@@ -170,7 +170,7 @@ class PriorStage(Stage):
         """Images, conditions, validity of a batch, in parts no larger than are sampled at once."""
         # Of each process's rows; every device keeps at least one of each part.
         rows = len(batch["image"])
-        batch_size, most_drawn = self.settings.batch_size, self.sampling.drawing.batch_size
+        batch_size, most_drawn = self.settings.batch_size, self.sampling.generation.batch_size
         most = max(batch_size // jax.device_count(), 1)
         parts = next(
             n
@@ -186,6 +186,6 @@ class PriorStage(Stage):
         return self.tokenizer.apply(frozen, to_float(images), method="encode")
 
     def _decode(self, frozen: Any, tokens: Tokens) -> Float[Array, "b H W 3"]:
-        tile = self.sampling.drawing.decode_tile
+        tile = self.sampling.generation.decode_tile
         images = self.tokenizer.apply(frozen, tokens, tile, method="decode")
         return jnp.clip(images, -1.0, 1.0)
