@@ -31,7 +31,7 @@ def watched():
     return Watched(noise_logits)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+@pytest.mark.parametrize("steps", [1, 5, 50])
 def test_every_step_fixes_exactly_the_scheduled_number_in_raster_order(watched, steps):
     spec = spec_of(steps=steps)
     known, mask = random_known(spec)
@@ -93,7 +93,7 @@ def test_a_token_once_fixed_stays(watched):
 
 
 def test_with_everything_known_the_model_is_not_run(watched):
-    spec = spec_of(steps=2)
+    spec = spec_of(steps=5)
     known, mask = random_known(spec)
     codes, calls = watched.sample(known, np.ones_like(mask), spec)
     assert not calls
@@ -101,7 +101,7 @@ def test_with_everything_known_the_model_is_not_run(watched):
 
 
 def test_codes_under_an_open_mask_are_not_seen(watched):
-    spec = spec_of(steps=2)
+    spec = spec_of(steps=5)
     known, mask = random_known(spec)
     other = np.where(mask, known, (known + 5) % CODES)
     np.testing.assert_array_equal(
@@ -179,19 +179,16 @@ def test_tokens_that_were_not_fixed_are_drawn_anew():
     np.testing.assert_allclose(codes.sum(1).mean(), expected, atol=0.04)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
-def test_the_noise_of_the_choice_falls_with_the_steps(steps):
+def test_the_noise_of_the_choice_falls_with_the_steps():
     # Cell 0 is certain, cell 1 has two equal codes; the two others lie outside the grid.
     logits = np.array([[0.0, -60.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
-    spec = spec_of(
-        grid=(1, 2), block_size=2, halo=0, mask_id=2, steps=steps, choice_temperature=2.0
-    )
+    spec = spec_of(grid=(1, 2), block_size=2, halo=0, mask_id=2, steps=4, choice_temperature=2.0)
     images = 4000
     _, calls = constant(logits).sample(*nothing_known(spec, batch=images), spec)
     assert len(calls) == 2
     second_window = calls[1][0]
     np.testing.assert_array_equal((second_window[:, :2] == 2).sum(1), 1)
-    odds = 2 ** (1 / (2.0 * (1 - 1 / steps)))
+    odds = 2 ** (1 / (2.0 * (1 - 1 / 4)))
     first = int((second_window[:, 0] != 2).sum())
     assert scipy.stats.binomtest(first, images, odds / (1 + odds)).pvalue > 0.01
 
@@ -226,12 +223,13 @@ def test_the_key_decides():
 # What is known
 
 
-def test_whatever_is_known_takes_one_program():
-    prior, spec = Watched(noise_logits).prior(spec_of(steps=3)), spec_of(steps=3)
+def test_whatever_is_known_takes_one_program(watched):
+    spec = spec_of(steps=5)
+    prior = watched.prior(spec)
+    nothing = sample(prior, {}, *nothing_known(spec), spec)
     before = multigrained._sample._cache_size()
     for seed in range(3):
         sample(prior, {}, *random_known(spec, seed), spec, seed)
-    nothing = sample(prior, {}, *nothing_known(spec), spec)
     for known in (None, Tokens.none(BATCH, GRID)):
         tokens = sample_tokens(prior, {}, known, spec)
         assert tokens.grid == GRID
@@ -242,7 +240,7 @@ def test_whatever_is_known_takes_one_program():
     codes = rng.integers(0, CODES, (BATCH, 35)).astype(np.int32)
     hidden = tokens_of(codes, Tokens.none(BATCH, GRID).positions, GRID)
     np.testing.assert_array_equal(sample_tokens(prior, {}, hidden, spec).codes, nothing)
-    assert multigrained._sample._cache_size() == before + 1
+    assert multigrained._sample._cache_size() == before
 
 
 def test_sparse_tokens_come_back_unchanged_and_weigh_as_in_the_shape_of_dense_ones(watched):

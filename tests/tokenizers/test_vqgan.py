@@ -189,7 +189,9 @@ def test_the_last_layer_makes_the_pixels_of_the_features():
 
 def test_bfloat16_keeps_parameters_pixels_and_losses_in_float32():
     (images, _, loss, _), variables = jax.eval_shape(
-        tiny(dtype="bfloat16", remat=True).init_with_output, jax.random.key(0), random_images(8, 8)
+        tiny(multipliers=(1,), dtype="bfloat16", remat=True).init_with_output,
+        jax.random.key(0),
+        random_images(8, 8),
     )
     assert images.dtype == loss.dtype == jnp.float32
     assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
