@@ -35,7 +35,12 @@ class OracleLayers:
         if same:
             x = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
         windows = sliding_window_view(x, size, axis=(1, 2))[:, ::stride, ::stride]
-        x = np.einsum("chwij,ocij->ohw", windows, weight, optimize=True)
+        # A product of matrices for each place under the kernel: einsum would lay out every window.
+        x = sum(
+            np.tensordot(weight[:, :, i, j], windows[..., i, j], 1)
+            for i in range(height)
+            for j in range(width)
+        )
         scale, shift, mean, variance = (
             self.weight(f"{norm}.{k}", lambda a=a, b=b: self.rng.uniform(a, b, features))
             for k, a, b in (
