@@ -91,7 +91,7 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
     state = abstract_state(stage, mesh)
     rest = (
         placed(stage.frozen_shapes(), mesh),
-        batch_shapes(stage.config.batch_size, config.data.resolution, 0, mesh),
+        batch_shapes(stage.settings.batch_size, config.data.resolution, 0, mesh),
     )
 
     def arguments() -> tuple[Any, ...]:
@@ -102,7 +102,7 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
         jit_train_step(stage, mesh),
         (state, *rest),
         arguments,
-        stage.config.batch_size,
+        stage.settings.batch_size,
         config[name].model.get("dtype", "float32"),
         trains=True,
     )

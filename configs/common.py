@@ -8,11 +8,12 @@ from vqjax.data import DataSettings
 from vqjax.errors import InputError
 from vqjax.registry import did_you_mean
 from vqjax.runs.build import GenerationSettings
+from vqjax.runs.stages import StageSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of
 from vqjax.training.adversary import AdversarialSettings
+from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import OptimizerSettings
-from vqjax.training.stage import StageSettings
 from vqjax.training.tokenizer_stage import LossWeights
 
 
@@ -259,16 +260,5 @@ def _stage(kind: str) -> ConfigDict:
     stage = defaults_of(StageSettings)
     stage.kind = kind
     stage.optimizer = defaults_of(OptimizerSettings)
-    # Frechet distance at every evaluation, of so many images (0: none): "rFD-lite1" of the
-    # tokenizer's reconstructions, "FD-lite1" of the prior's samples, "rFID" and "FID" with
-    # inception and a file of its weights. Also as `best_metric`, with best_mode "min".
-    stage.frechet = ConfigDict(
-        {
-            "images": 0,
-            "network": "efficientnet_lite1",
-            "weights": "",
-            "sha256": "",
-            "resize": "torch",
-        }
-    )
+    stage.frechet = defaults_of(FrechetSettings)
     return stage

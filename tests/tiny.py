@@ -17,8 +17,9 @@ from PIL import Image
 
 from configs import common
 from vqjax.conditions import ClassCondition
-from vqjax.data import build_source
+from vqjax.data import DataSettings, build_source
 from vqjax.parallel import make_mesh
+from vqjax.runs.build import data_settings
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.workdir import write_condition, write_config
 from vqjax.training import loop
@@ -29,6 +30,8 @@ from vqjax.training.state import State
 
 CLASSES = ("checks", "discs", "stripes")
 CONDITION = ClassCondition(CLASSES)
+# Images as they lie there.
+DATA = DataSettings(resolution=16, crop="center", flip=False, workers=0)
 TRAIN_IMAGES, VALIDATION_IMAGES = 24, 7
 
 
@@ -142,7 +145,7 @@ def train(
     if stage is None:
         stage = _shared_stage(config.to_json(), name)
         stage.workdir = workdir
-    data = TrainingData(config.data, *sources, CONDITION)
+    data = TrainingData(data_settings(config), *sources, CONDITION)
     train_stage(stage, data, one_device(), workdir / name)
 
 

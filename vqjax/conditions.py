@@ -52,8 +52,13 @@ class Condition(abc.ABC):
         """Size of the vocabulary: ids are in [0, num_ids)."""
 
     @abc.abstractmethod
-    def encode(self, example: Mapping[str, Any]) -> Ids:
-        """The ids of an example of a data source, int32."""
+    def encode(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> Ids:
+        """The ids of an example of a data source, int32.
+
+        Args:
+            example: as a data source gives it.
+            rng: to choose among several captions, say; None gives the same ids each time.
+        """
 
     @abc.abstractmethod
     def parse(self, text: str) -> Ids:
@@ -86,9 +91,9 @@ class NoCondition(Condition):
         del source
         return cls(**fields)
 
-    def encode(self, example: Mapping[str, Any]) -> Ids:
+    def encode(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> Ids:
         """No ids."""
-        del example
+        del example, rng
         return np.zeros(0, np.int32)
 
     def parse(self, text: str) -> Ids:
@@ -132,8 +137,9 @@ class ClassCondition(Condition):
         """Number of classes."""
         return len(self.classes)
 
-    def encode(self, example: Mapping[str, Any]) -> Ids:
+    def encode(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> Ids:
         """The label of an example."""
+        del rng
         return np.array([example["label"]], np.int32)
 
     def parse(self, text: str) -> Ids:

@@ -106,6 +106,7 @@ def test_all_captions_of_a_name_are_kept_in_their_order(flat, kind):
     folder = source(flat, train_range=":", validation_range=":", captions=f"captions.{kind}")
     captions = [folder[index]["captions"] for index in range(6)]
     assert captions == [(), (), (), ("a red dot", "another"), ("tab\tinside",), ()]
+    assert [folder.captions_of(index) for index in range(6)] == captions
 
 
 def test_broken_file_is_named(flat):
@@ -164,4 +165,4 @@ def test_labels_are_plain_integers_in_range(tree):
     folder = source(tree / "train", train_range=":", validation_range=":")
     labels = [folder[index]["label"] for index in range(len(folder))]
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
-    assert folder.num_classes == 3
+    assert len(folder.class_names) == 3

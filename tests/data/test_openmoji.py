@@ -88,12 +88,12 @@ def test_captions_and_classes(by_name, splits):
     assert by_name["2605"].caption == "black star"
     assert all(emoji.caption and emoji.caption == emoji.caption.lower() for emoji in all_emoji())
     for source in splits.values():
-        assert source.num_classes == len(source.class_names) == 11
+        assert len(source.class_names) == 11
         for index in range(0, len(source), 97):
             example = source[index]
             emoji = by_name[example["name"]]
             assert source.class_names[example["label"]] == emoji.category
-            assert example["captions"] == (emoji.caption,)
+            assert example["captions"] == source.captions_of(index) == (emoji.caption,)
 
 
 def test_rows_of_the_cache_are_the_emoji_that_they_say(splits, by_name):
@@ -210,6 +210,14 @@ def test_default_cache_is_in_the_users_cache_folder(
     monkeypatch.setattr(rendering, "render_svg", None)
     source = build_source(ConfigDict({"name": "openmoji", "cache_dir": unset}), "train", RESOLUTION)
     assert source[0]["image"].max() > 0
+
+
+def test_names_alone_need_no_drawings(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "render_svg", None)
+    config = ConfigDict({"name": "openmoji", "cache_dir": str(tmp_path)})
+    source = build_source(config, "train", RESOLUTION, prepare=False)
+    assert len(source.class_names) == 11 and source.captions_of(0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("resolution", [8, 4096])

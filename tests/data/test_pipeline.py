@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vqjax.conditions import ClassCondition
-from vqjax.data import BrokenImageError, evaluation_batches, train_batches
+from vqjax.data import BrokenImageError, DataSettings, Share, evaluation_batches, train_batches
 from vqjax.errors import InputError
 
 NUMBERS = ClassCondition(tuple(map(str, range(10))))
@@ -22,10 +22,14 @@ class Numbered:
 
     count: int = 10
     broken: tuple[int, ...] = ()
-    num_classes: int = 1
     class_names: tuple[str, ...] = ("number",)
     fingerprint: str = "numbers"
     reads: list = dataclasses.field(default_factory=list)
+
+    def prepare(self): ...
+
+    def captions_of(self, index):
+        return ()
 
     def __len__(self):
         return self.count
@@ -44,10 +48,12 @@ class Numbered:
         return {"image": pixels, "label": index, "captions": (), "name": str(index)}
 
 
-def batches(steps, source=None, **options):
-    options = {"batch_size": 8, "seed": 3, "start_step": 0, "resolution": 16} | options
-    options = {"crop": "random", "min_scale": 0.7, "flip": True} | options
-    iterator = train_batches(source or Numbered(), NUMBERS, **options)
+SETTINGS = DataSettings(resolution=16, min_scale=0.7, workers=0)
+
+
+def batches(steps, source=None, settings=SETTINGS, **options):
+    options = {"batch_size": 8, "seed": 3, "start_step": 0} | options
+    iterator = train_batches(source or Numbered(), NUMBERS, settings, **options)
     taken = list(itertools.islice(iterator, steps))
     iterator.close()
     return taken
@@ -74,7 +80,7 @@ def test_shapes_and_types():
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_parts_of_the_processes_make_up_the_batch_of_one(processes):
     whole = batches(4)
-    parts = [batches(4, process_index=index, process_count=processes) for index in range(processes)]
+    parts = [batches(4, share=Share(index, processes)) for index in range(processes)]
     for step in range(4):
         assert_same(joined([part[step] for part in parts]), whole[step])
 
@@ -110,17 +116,18 @@ def test_broken_image_stops_the_run_and_is_named():
     with pytest.raises(BrokenImageError, match="number 4 is broken"):
         batches(2, Numbered(broken=(4,)))
     with pytest.raises(BrokenImageError, match="number 4 is broken"):
-        list(evaluation_batches(Numbered(broken=(4,)), NUMBERS, batch_size=4, resolution=16))
+        list(evaluation_batches(Numbered(broken=(4,)), NUMBERS, SETTINGS, batch_size=4))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_image_is_logged_once_and_replaced_by_the_next_with_any_workers(caplog, workers):
     whole = joined(batches(5))
     source = Numbered(broken=(4, 5))
-    serial = batches(5, source, on_broken="skip")
+    settings = dataclasses.replace(SETTINGS, on_broken="skip")
+    serial = batches(5, source, settings)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        parts = batches(5, source, on_broken="skip", workers=workers)
+        parts = batches(5, source, dataclasses.replace(settings, workers=workers))
     for part, batch in zip(parts, serial, strict=True):
         assert_same(part, batch)
     left = joined(parts)
@@ -134,7 +141,8 @@ def test_skipped_image_is_logged_once_and_replaced_by_the_next_with_any_workers(
 
 def test_source_without_one_readable_image_is_an_error():
     with pytest.raises(InputError, match="none of the 3 images"):
-        batches(1, Numbered(3, broken=(0, 1, 2)), on_broken="skip")
+        settings = dataclasses.replace(SETTINGS, on_broken="skip")
+        batches(1, Numbered(3, broken=(0, 1, 2)), settings)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -145,18 +153,17 @@ def test_evaluation_counts_every_image_once_in_one_order(processes, limit):
             evaluation_batches(
                 Numbered(),
                 NUMBERS,
+                SETTINGS,
                 batch_size=4,
-                resolution=16,
                 limit=limit,
-                process_index=index,
-                process_count=processes,
+                share=Share(index, processes),
             )
         )
         for index in range(processes)
     ]
     assert len({len(part) for part in parts}) == 1
     whole = joined([joined(list(step)) for step in zip(*parts, strict=True)])
-    everything = joined(list(evaluation_batches(Numbered(), NUMBERS, batch_size=10, resolution=16)))
+    everything = joined(list(evaluation_batches(Numbered(), NUMBERS, SETTINGS, batch_size=10)))
     order = everything["index"]
     np.testing.assert_array_equal(np.sort(order), np.arange(10))
     np.testing.assert_array_equal(whole["index"][whole["valid"]], order[: limit or 10])
@@ -165,8 +172,9 @@ def test_evaluation_counts_every_image_once_in_one_order(processes, limit):
 
 
 def test_stand_in_for_a_broken_image_is_not_valid():
-    options = {"batch_size": 4, "resolution": 16, "on_broken": "skip"}
-    whole = joined(list(evaluation_batches(Numbered(broken=(9,)), NUMBERS, **options)))
+    settings = dataclasses.replace(SETTINGS, on_broken="skip")
+    numbers = Numbered(broken=(9,))
+    whole = joined(list(evaluation_batches(numbers, NUMBERS, settings, batch_size=4)))
     np.testing.assert_array_equal(np.sort(whole["index"][whole["valid"]]), np.arange(9))
     assert whole["image"].reshape(12, -1).max(1).min() > 0
 
@@ -174,13 +182,36 @@ def test_stand_in_for_a_broken_image_is_not_valid():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"process_count": 3}, "multiple of 3"),
+        ({"share": Share(0, 3)}, "multiple of 3"),
         ({"batch_size": 0}, "multiple of 1"),
-        ({"min_scale": 0.0}, "min_scale"),
         ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_arguments_are_named_at_once(options, message):
-    arguments = {"batch_size": 8, "seed": 0, "start_step": 0, "resolution": 16}
+    arguments = {"batch_size": 8, "seed": 0, "start_step": 0}
     with pytest.raises(InputError, match=message):
-        train_batches(Numbered(), NUMBERS, **(arguments | options))
+        train_batches(Numbered(), NUMBERS, SETTINGS, **(arguments | options))
+
+
+class FirstWord(ClassCondition):
+    """A condition that chooses among the captions of an image."""
+
+    def encode(self, example, rng=None):
+        return np.array([int(rng.integers(100)) if rng else 0], np.int32)
+
+
+def test_a_condition_may_draw_anew_in_each_epoch_and_the_same_on_any_processes():
+    def conditions(**options):
+        parts = train_batches(
+            Numbered(), FirstWord(()), SETTINGS, batch_size=10, seed=3, start_step=0, **options
+        )
+        drawn = [batch["condition"] for batch in itertools.islice(parts, 2)]
+        parts.close()
+        return drawn
+
+    first, second = conditions()
+    assert (first != second).any()
+    halves = [conditions(share=Share(index, 2)) for index in range(2)]
+    np.testing.assert_array_equal(np.concatenate([half[1] for half in halves]), second)
+    (held_out,) = evaluation_batches(Numbered(), FirstWord(()), SETTINGS, batch_size=10)
+    assert not held_out["condition"].any()

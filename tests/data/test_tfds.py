@@ -126,6 +126,7 @@ def test_examples_of_both_splits(data_dir):
             assert example["image"].shape == (20, 24, 3)
             assert example["label"] == number % 2
             assert example["captions"] == (f"number {number}", "another")
+            assert data.captions_of(index) == example["captions"]
             numbers.add(number)
         assert numbers == set(range(count))
 

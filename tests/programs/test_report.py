@@ -256,8 +256,8 @@ def test_copies_of_training_images_show():
         samples,
         [0, 1, 2],
         training,
-        evaluation_batches(training, tiny.CONDITION, batch_size=8, resolution=16),
-        evaluation_batches(held_out, tiny.CONDITION, batch_size=4, resolution=16),
+        evaluation_batches(training, tiny.CONDITION, tiny.DATA, batch_size=8),
+        evaluation_batches(held_out, tiny.CONDITION, tiny.DATA, batch_size=4),
         31,
     )
     assert (found.scanned, found.available, found.held_out) == (24, 24, 7)
@@ -278,7 +278,7 @@ def test_copies_of_training_images_show():
 def test_the_codebook_is_counted_over_valid_images(run):
     data = tiny.finished_run().config.data
     source = build_source(data.source, "validation", 16)
-    batches = evaluation_batches(source, tiny.CONDITION, batch_size=4, resolution=16)
+    batches = evaluation_batches(source, tiny.CONDITION, tiny.DATA, batch_size=4)
     found = codebook.inspect(run, batches)
     images = np.stack([source[i]["image"] for i in range(7)]) / np.float32(127.5) - 1
     _, tokens, *_ = jax.jit(run.tokenizer.apply)(run.tokenizer_variables, images)

@@ -3,12 +3,14 @@
 import pytest
 import tiny
 from etils import epath
+from ml_collections import ConfigDict
 
 from configs import common
 from vqjax.errors import InputError
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer, check_config
 from vqjax.runs.stages import (
     all_stages,
+    check_weights_will_be_there,
     decoder_of,
     stages_of,
     stages_to_train,
@@ -26,7 +28,7 @@ def three_stages():
     return config
 
 
-def test_stages_by_kind_and_whose_decoder_paints():
+def test_stages_by_kind_and_whose_decoder_makes_the_images():
     config = three_stages()
     assert all_stages(config) == ["tokenizer", "decoder", "prior"]
     assert stages_of(config, "tokenizer", "decoder") == ["tokenizer", "decoder"]
@@ -62,13 +64,51 @@ def test_a_tokenizer_needs_no_prior():
     assert tiny.make_stage(config, "tokenizer", "anywhere").name == "tokenizer"
 
 
-def test_a_decoder_keeps_the_codes_of_its_tokenizer():
+def test_of_one_kind_those_that_are_listed_come_last_in_their_order():
     config = three_stages()
-    config.decoder.model.depths = (4,)
-    assert build_stage_tokenizer(config, "prior").depths == (4,)
-    config.decoder.model.quantizer.num_codes = 16
+    for name in ("another", "first"):
+        config[name] = config.decoder.copy_and_resolve_references()
+    assert all_stages(config) == ["tokenizer", "another", "first", "decoder", "prior"]
+    config.stages = ("tokenizer", "decoder,another", "prior")
+    assert all_stages(config) == ["tokenizer", "first", "decoder", "another", "prior"]
+    assert decoder_of(config, "prior") == "another"
+
+
+@pytest.mark.parametrize(
+    "change", [{"depths": (4,)}, {"window": 4}, {"head_dim": 2}, {"quantizer.num_codes": 16}]
+)
+def test_a_decoder_keeps_the_codes_of_its_tokenizer(change):
+    """Also where all weights have the same shapes."""
+    config = three_stages()
+    assert build_stage_tokenizer(config, "prior").num_codes == 32
+    config.decoder.model.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=r"config.decoder.model makes other tokens than"):
         build_stage_tokenizer(config, "prior")
+
+
+def test_what_a_config_leaves_out_has_its_default():
+    config = tiny.get_config("path=x")
+    for part, key in (("data", "crop"), ("prior", "use_from"), ("sampling", "top_p")):
+        del config[part][key]
+    check_config(config)
+    assert config.data.crop == "random" and config.prior.use_from == ""
+    assert config.sampling.top_p == 1.0
+
+
+def test_weights_that_will_not_be_there_are_missed_before_any_training(tmp_path):
+    config, workdir = three_stages(), epath.Path(tmp_path)
+    check_weights_will_be_there(config, workdir)
+    config.stages = ("tokenizer", "prior")
+    with pytest.raises(InputError, match="there is no trained decoder in"):
+        check_weights_will_be_there(config, workdir)
+    (workdir / "decoder" / "checkpoints").mkdir(parents=True)
+    check_weights_will_be_there(config, workdir)
+    config.prior.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere is not the folder of a run"):
+        check_weights_will_be_there(config, workdir)
+    config.prior.init_from, config.tokenizer.use_from = "", str(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="elsewhere is not the folder of a run"):
+        check_weights_will_be_there(config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +127,16 @@ def test_a_decoder_keeps_the_codes_of_its_tokenizer():
         ({"tokenizer.discriminator.start_at": 3}, r"config.tokenizer.discriminator.start_at"),
         ({"data.flips": True}, r"config.data.flips: DataSettings has no such field; did you mean"),
         ({"data.workers": -1}, r"config.data.workers=-1: 0 or more is needed"),
+        ({"prior.frechet.imags": 3}, r"config.prior.frechet.imags: .* did you mean 'images'"),
+        ({"prior.frechet.images": 1}, r"config.prior.frechet.images=1: 0 for none, or at least 2"),
+        ({"tokenizer.frechet.network": "vgg"}, r"frechet.network='vgg': .*efficientnet_lite1"),
     ],
 )
-def test_no_setting_of_a_config_file_is_dropped(change, message):
+@pytest.mark.parametrize("adversary", ["patchgan", "none"])
+def test_no_setting_of_a_config_file_is_dropped(change, message, adversary):
     """Also those that no command line could give, since their key is new."""
     config = tiny.get_config("path=x")
+    config.tokenizer.discriminator.model = ConfigDict({"name": adversary})
     for key, value in change.items():
         with config.unlocked():
             config.update_from_flattened_dict({key: value})

@@ -49,9 +49,7 @@ def loss_curve(name, mesh):
     frozen = stage.load_frozen(placed(stage.frozen_shapes(), mesh))
     step = loop.jit_train_step(stage, mesh)
     source = build_source(config.data.source, "train", 16)
-    batches = train_batches(
-        source, tiny.CONDITION, batch_size=8, seed=0, start_step=0, resolution=16
-    )
+    batches = train_batches(source, tiny.CONDITION, tiny.DATA, batch_size=8, seed=0, start_step=0)
     losses = []
     for _ in range(STEPS):
         batch = next(batches)

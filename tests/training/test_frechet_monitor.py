@@ -1,5 +1,7 @@
 """The Frechet distance of evaluations in training: its value, and that it can choose."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,21 +10,16 @@ import tiny_network
 from ml_collections import ConfigDict
 
 from vqjax.data import build_source, evaluation_batches
-from vqjax.errors import InputError
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
 from vqjax.parallel import global_batch, placed
-from vqjax.training.frechet_monitor import FrechetMonitor
+from vqjax.training.frechet_monitor import FrechetMonitor, FrechetSettings
 
-SETTINGS = {"images": 6, "network": "efficientnet_lite1", "weights": "", "sha256": ""}
+SETTINGS = FrechetSettings(images=6)
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
     monkeypatch.setattr("vqjax.training.frechet_monitor.build_network", tiny_network.build)
-
-
-def config(**changes):
-    return ConfigDict({**SETTINGS, "resize": "torch", **changes})
 
 
 def to_float(images):
@@ -33,7 +30,7 @@ def test_distance_is_that_of_the_first_valid_images():
     rng = np.random.default_rng(0)
     real, made = (rng.integers(0, 256, (12, 8, 8, 3), np.uint8) for _ in range(2))
     valid = np.array([True, True, False, True] * 3)
-    monitor = FrechetMonitor("tokenizer", config(), prefix="r")
+    monitor = FrechetMonitor(SETTINGS, prefix="r")
     for start in (0, 4, 8):
         if monitor.wants_more:
             part = slice(start, start + 4)
@@ -49,7 +46,7 @@ def test_distance_is_that_of_the_first_valid_images():
 def test_stages_report_it(name, metric):
     run = tiny.finished_run()
     settings = run.config.copy_and_resolve_references()
-    settings[name].frechet = config()
+    settings[name].frechet = ConfigDict(dataclasses.asdict(SETTINGS))
     # Samples are drawn in parts.
     settings.sampling.batch_size = 4
     stage = tiny.make_stage(settings, name, run.workdir)
@@ -59,17 +56,10 @@ def test_stages_report_it(name, metric):
     state = tiny.final_state(run.config, name, run.workdir)
 
     def evaluate():
-        batches = evaluation_batches(source, tiny.CONDITION, batch_size=8, resolution=16)
+        batches = evaluation_batches(source, tiny.CONDITION, tiny.DATA, batch_size=8)
         return stage.evaluate(state, frozen, batches, lambda batch: global_batch(batch, mesh))[0]
 
     metrics = evaluate()
     assert metrics[metric] > 0
     # All draws are fixed, so checkpoints are compared on the same noise.
     assert evaluate() == metrics
-
-
-def test_one_image_is_refused():
-    with pytest.raises(
-        InputError, match=r"config.prior.frechet.images=1: 0 for none, or at least 2"
-    ):
-        FrechetMonitor("prior", config(images=1))

@@ -67,7 +67,7 @@ def validation(stage, state, frozen):
     config = tiny.finished_run().config
     source = build_source(config.data.source, "validation", 16)
     mesh = tiny.one_device()
-    batches = evaluation_batches(source, tiny.CONDITION, batch_size=8, resolution=16)
+    batches = evaluation_batches(source, tiny.CONDITION, tiny.DATA, batch_size=8)
     return stage.evaluate(state, frozen, batches, lambda x: global_batch(x, mesh))[0]
 
 
@@ -212,7 +212,7 @@ def test_validation_counts_every_image_once():
     config = tiny.finished_run().config
     source = build_source(config.data.source, "validation", 16)
     (whole,) = evaluation_batches(
-        source, tiny.CONDITION, batch_size=tiny.VALIDATION_IMAGES, resolution=16
+        source, tiny.CONDITION, tiny.DATA, batch_size=tiny.VALIDATION_IMAGES
     )
     assert whole["valid"].all()
     x = to_float(jnp.asarray(whole["image"]))

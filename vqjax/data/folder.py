@@ -79,11 +79,6 @@ class Folder:
         self._captions = self._read_captions() if self.captions else {}
 
     @property
-    def num_classes(self) -> int:
-        """Number of folders that contain images."""
-        return len(self._class_names)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """The folders that contain images, sorted."""
         return self._class_names
@@ -106,9 +101,16 @@ class Folder:
         return Example(
             image=decode_image(data, str(path)),
             label=int(self._labels[index]),
-            captions=self._captions.get(name, ()),
+            captions=self.captions_of(int(index)),
             name=name,
         )
+
+    def prepare(self) -> None:
+        """Does nothing: the images are there."""
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """All lines of the file of captions on an image."""
+        return self._captions.get(self._names[index], ())
 
     def _way_to_split(self) -> str:
         ways = [

@@ -65,7 +65,7 @@ class OpenMoji:
             $XDG_CACHE_HOME or ~/.cache. It takes 14 MB at 32 px, 0.9 GB at 256, 14 GB at 1024.
 
     Raises:
-        InputError: the resolution is out of range, or the cache cannot be written.
+        InputError: the resolution is out of range.
     """
 
     split: Split
@@ -84,17 +84,10 @@ class OpenMoji:
             for index, emoji in enumerate(all_emoji())
             if held_out(emoji.family, VALIDATION_FRACTION) == validation
         ]
-        # Rendered here rather than at the first access, which may be in several workers at once.
-        _ = self._images
 
     def __getstate__(self) -> dict:
         # Pickling a memory map would copy the pixels.
         return {key: value for key, value in vars(self).items() if key != "_images"}
-
-    @property
-    def num_classes(self) -> int:
-        """Number of categories."""
-        return len(self.class_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,6 +113,19 @@ class OpenMoji:
             captions=(emoji.caption,),
             name=emoji.svg.stem,
         )
+
+    def prepare(self) -> None:
+        """Renders the drawings, or finds them in the cache.
+
+        Raises:
+            InputError: the cache cannot be written.
+        """
+        # Not at the first access, which may be in several workers at once.
+        _ = self._images
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The name of an emoji in words."""
+        return (all_emoji()[self._indices[index]].caption,)
 
     @functools.cached_property
     def _images(self) -> UInt8[np.ndarray, "n r r 3"]:

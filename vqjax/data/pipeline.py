@@ -45,6 +45,16 @@ class DataSettings:
         check_settings(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every batch that a process loads: the `index`-th of `count`, from 0."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Share()
+
 # Batches decoded ahead, each by one thread: image decoding and resizing release the GIL.
 _READ_AHEAD = 4
 
@@ -52,18 +62,12 @@ _READ_AHEAD = 4
 def train_batches(
     source: Source,
     condition: Condition,
+    settings: DataSettings,
     *,
     batch_size: int,
     seed: int,
     start_step: int,
-    resolution: int,
-    crop: Crop = "center",
-    min_scale: float = 1.0,
-    flip: bool = False,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    on_broken: OnBroken = "error",
+    share: Share = WHOLE,
 ) -> Generator[Batch, None, None]:
     """Endless training batches, from the batch of `start_step` on.
 
@@ -77,18 +81,11 @@ def train_batches(
     Args:
         source: the images.
         condition: what is told of each image besides.
+        settings: how the images are read.
         batch_size: images of all processes together.
         seed: of the shuffle and the augmentation, in [0, 2**32).
         start_step: step of the first batch.
-        resolution: side of the images in pixels.
-        crop: the central square, or one at a random place.
-        min_scale: smallest side of a random crop, relative to the image's shorter side, in (0, 1].
-        flip: whether half of the images are mirrored left to right.
-        workers: processes that decode; 0 decodes in threads of this process.
-        process_index: of this process among those that share the batch.
-        process_count: number of those.
-        on_broken: "error" stops at an image that cannot be decoded; "skip" logs it and puts the
-            next readable one of the source in its place.
+        share: of this process.
 
     Yields:
         {"image": uint8 [b, resolution, resolution, 3], "condition": int32 [b, c]} with b the local
@@ -97,9 +94,7 @@ def train_batches(
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
     """
-    local = _local_batch_size(batch_size, process_count)
-    if not 0 < min_scale <= 1:
-        raise InputError(f"config.data.min_scale={min_scale}: a crop's scale is above 0, at most 1")
+    local = _local_batch_size(batch_size, share)
     if not 0 <= seed < 2**32:
         raise InputError(f"config.seed={seed}: give a seed from 0 to {2**32 - 1}")
 
@@ -108,26 +103,24 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .map(_Read(source, condition, on_broken))
-        .random_map(_Augment(resolution, crop, min_scale, flip))
+        .map(_Read(source, settings.on_broken))
+        .random_map(_Augment(condition, settings))
     )
-    batch = _TrainBatch(elements, batch_size, process_index * local, local)
+    batch = _TrainBatch(elements, batch_size, share.index * local, local)
     return _deliver(
-        grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch), workers
+        grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch), settings.workers
     )
 
 
 def evaluation_batches(
     source: Source,
     condition: Condition,
+    settings: DataSettings,
     *,
     batch_size: int,
-    resolution: int,
     limit: int | None = None,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    on_broken: OnBroken = "error",
+    share: Share = WHOLE,
 ) -> Generator[Batch, None, None]:
     """The images of a source once, as central squares, in a random order that is always the same.
 
@@ -138,13 +131,11 @@ def evaluation_batches(
     Args:
         source: the images.
         condition: what is told of each image besides.
+        settings: how the images are read; crop, flip and workers are those of training alone.
         batch_size: images of all processes together.
-        resolution: side of the images in pixels.
         limit: number of images, the first of that order; None for all.
         start: the first batch to yield.
-        process_index: of this process among those that share the batch.
-        process_count: number of those.
-        on_broken: as for `train_batches`.
+        share: of this process.
 
     Yields:
         {"image": uint8 [b, resolution, resolution, 3], "condition": int32 [b, c], "label": int32
@@ -154,18 +145,18 @@ def evaluation_batches(
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
     """
-    local = _local_batch_size(batch_size, process_count)
+    local = _local_batch_size(batch_size, share)
     count = len(source) if limit is None else min(limit, len(source))
 
-    read = _Read(source, condition, on_broken)
+    read = _ReadCentre(_Read(source, settings.on_broken), condition, settings.resolution)
     order = np.random.default_rng(0).permutation(len(source))[:count]
-    batch = _EvaluationBatch(read, resolution, order, batch_size, process_index * local, local)
+    batch = _EvaluationBatch(read, order, batch_size, share.index * local, local)
     batches = max(-(-count // batch_size), start)
     return _deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
 
 
-# An example's image, condition and label, and the messages of the broken images that it stands in
-# for.
+# An example, and under "broken" the messages of the broken images that it stands in for; then its
+# image at the resolution of a batch, its condition and its label.
 _Element = dict[str, Any]
 
 
@@ -173,7 +164,6 @@ _Element = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class _Read:
     source: Source
-    condition: Condition
     on_broken: OnBroken
 
     def __call__(self, index: int) -> _Element:
@@ -187,29 +177,42 @@ class _Read:
                     raise
                 broken.append(str(error))
             else:
-                return {
-                    "image": example["image"],
-                    "condition": self.condition.encode(example),
-                    "label": example["label"],
-                    "broken": broken,
-                }
+                return {**example, "broken": broken}
         raise InputError(f"none of the {count} images can be read; the first: {broken[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Augment:
-    resolution: int
-    crop: Crop
-    min_scale: float
-    flip: bool
+    condition: Condition
+    settings: DataSettings
 
     def __call__(self, element: _Element, rng: np.random.Generator) -> _Element:
-        image = element["image"]
-        if self.crop == "random":
-            image = random_crop(image, self.resolution, rng, self.min_scale)
+        image, settings = element["image"], self.settings
+        if settings.crop == "random":
+            image = random_crop(image, settings.resolution, rng, settings.min_scale)
         else:
-            image = center_crop(image, self.resolution)
-        return {**element, "image": random_flip(image, rng) if self.flip else image}
+            image = center_crop(image, settings.resolution)
+        if settings.flip:
+            image = random_flip(image, rng)
+        return _row(element, image, self.condition.encode(element, rng))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadCentre:
+    read: _Read
+    condition: Condition
+    resolution: int
+
+    def __call__(self, index: int) -> _Element:
+        element = self.read(index)
+        image = center_crop(element["image"], self.resolution)
+        return _row(element, image, self.condition.encode(element))
+
+
+def _row(element: _Element, image: np.ndarray, condition: np.ndarray) -> _Element:
+    """A row of a batch."""
+    label, broken = element["label"], element["broken"]
+    return {"image": image, "condition": condition, "label": label, "broken": broken}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +229,7 @@ class _TrainBatch:
 
 @dataclasses.dataclass(frozen=True)
 class _EvaluationBatch:
-    read: _Read
-    resolution: int
+    read: _ReadCentre
     order: np.ndarray
     batch_size: int
     offset: int
@@ -238,7 +240,7 @@ class _EvaluationBatch:
         places = range(first, first + self.local)
         count = len(self.order)
         indices = [int(self.order[min(place, count - 1)]) for place in places]
-        rows = {index: self._row(index) for index in set(indices)}
+        rows = {index: self.read(index) for index in set(indices)}
         chosen = [rows[index] for index in indices]
         valid = [
             place < count and not row["broken"] for place, row in zip(places, chosen, strict=True)
@@ -249,10 +251,6 @@ class _EvaluationBatch:
             "index": np.array(indices, np.int32),
             "valid": np.array(valid),
         }
-
-    def _row(self, index: int) -> _Element:
-        element = self.read(index)
-        return {**element, "image": center_crop(element["image"], self.resolution)}
 
 
 def _stack(elements: list[_Element]) -> dict[str, Any]:
@@ -290,10 +288,10 @@ def _deliver(steps: grain.MapDataset, workers: int) -> Generator[Batch, None, No
         iterator.close()
 
 
-def _local_batch_size(batch_size: int, process_count: int) -> int:
-    if batch_size <= 0 or batch_size % process_count:
+def _local_batch_size(batch_size: int, share: Share) -> int:
+    if batch_size <= 0 or batch_size % share.count:
         raise InputError(
-            f"config.batch_size={batch_size} cannot be shared by {process_count} processes; "
-            f"choose a multiple of {process_count}"
+            f"batch_size={batch_size} cannot be shared by {share.count} processes; "
+            f"choose a multiple of {share.count}"
         )
-    return batch_size // process_count
+    return batch_size // share.count

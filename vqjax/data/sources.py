@@ -37,18 +37,21 @@ class Source(Protocol):
     """
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        ...
-
-    @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each class, the same for both splits."""
+        """Name of each class, by its label; the same for both splits."""
         ...
 
     @property
     def fingerprint(self) -> str:
         """An identifier of the set of images, wherever they lie: for the protocol of a result."""
+        ...
+
+    def prepare(self) -> None:
+        """Does the slow work that has to be done once, before images are read."""
+        ...
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The captions of an image, which is not read for them."""
         ...
 
     def __len__(self) -> int: ...

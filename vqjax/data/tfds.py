@@ -65,11 +65,6 @@ class TFDS:
             raise InputError(f"config.data.source.{field}: {self._split_name!r} is empty")
 
     @property
-    def num_classes(self) -> int:
-        """Number of class labels, 1 for a data set without labels."""
-        return len(self._class_names)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the class labels."""
         return self._class_names
@@ -91,6 +86,13 @@ class TFDS:
             captions=_captions(record),
             name=name,
         )
+
+    def prepare(self) -> None:
+        """Does nothing: the data set is prepared."""
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """All texts of an image's `caption` or `captions` feature."""
+        return _captions(self._data[index])
 
     def _builder(self) -> tensorflow_datasets.core.DatasetBuilder:
         try:

@@ -16,6 +16,7 @@ from vqjax.evaluation.npz import write_images
 from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, make_reference
 from vqjax.generation.run import Run
+from vqjax.runs.build import data_settings
 from vqjax.runs.stages import trained_stage
 
 
@@ -69,11 +70,10 @@ class EvaluatedRun:
         return evaluation_batches(
             self._source(split),
             self.models.condition,
+            data_settings(self.config),
             batch_size=self.evaluator.batch_size,
-            resolution=self.config.data.resolution,
             limit=limit,
             start=start,
-            on_broken=self.config.data.on_broken,
         )
 
     def reference(self, split: str, limit: int | None) -> Reference:

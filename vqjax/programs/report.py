@@ -29,6 +29,7 @@ from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.report import codebook, curves, gallery, neighbours, tables
 from vqjax.report.page import Missing, Report, StageReport, render
 from vqjax.report.summary import key_numbers, summary
+from vqjax.runs.build import data_settings
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.stages import all_stages, trained_stage
 from vqjax.training.console import LOGGER_NAME, setup_logging
@@ -156,14 +157,12 @@ def _batches(run: Run, source: Source, limit: int | None) -> Iterator[dict[str, 
     devices = run.mesh.size
     count = len(source) if limit is None else min(limit, len(source))
     size = min(count, 32)
-    data = run.config.data
     return evaluation_batches(
         source,
         run.condition,
+        data_settings(run.config),
         batch_size=-(-size // devices) * devices,
-        resolution=data.resolution,
         limit=limit,
-        on_broken=data.on_broken,
     )
 
 

@@ -10,14 +10,15 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from vqjax.conditions import NoCondition
 from vqjax.data import build_source
 from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
-from vqjax.runs.build import build_condition, check_config
+from vqjax.runs.build import build_condition, check_config, data_settings
 from vqjax.runs.description import as_text, describe
 from vqjax.runs.record import record_start
-from vqjax.runs.stages import stages_to_train
+from vqjax.runs.stages import check_weights_will_be_there, stages_to_train
 from vqjax.runs.workdir import check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
 from vqjax.training.loop import TrainingData, train_stage
@@ -52,21 +53,25 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     check_config(config)
     parse_steps(config.profile)
-    names = [name for name in stages_to_train(config) if not config[name].use_from]
+    names = stages_to_train(config)
+    unconditional = config.condition.name == NoCondition.name
     stages = {
-        name: build_stage(config, name, workdir) for name in names if config[name].kind != "prior"
+        name: build_stage(config, name, workdir)
+        for name in names
+        if unconditional or config[name].kind != "prior"
     }
     if not ACCEPT.value:
         check_workdir(config, workdir)
-    side = config.data.resolution
-    train_source = build_source(config.data.source, "train", side)
-    validation_source = build_source(config.data.source, "validation", side)
+    check_weights_will_be_there(config, workdir)
+    settings = data_settings(config)
+    train_source = build_source(config.data.source, "train", settings.resolution)
+    validation_source = build_source(config.data.source, "validation", settings.resolution)
     condition = build_condition(config, train_source)
     for name in names:
-        if config[name].kind == "prior":
+        if name not in stages:
             stages[name] = build_stage(config, name, workdir, condition)
         jax.eval_shape(stages[name].init, jax.random.key(0))
-        process_rows(mesh, config[name].batch_size)
+        process_rows(mesh, stages[name].settings.batch_size)
 
     setup_logging(workdir, is_main)
     log = logging.getLogger("vqjax")
@@ -79,6 +84,6 @@ def main() -> None:
         write_config(config, workdir)
         write_condition(workdir, condition)
         record_start(workdir)
-    data = TrainingData(config.data, train_source, validation_source, condition)
+    data = TrainingData(settings, train_source, validation_source, condition)
     for name in names:
         train_stage(stages[name], data, mesh, workdir / name, config.profile)

@@ -12,11 +12,12 @@ from vqjax.data import DataSettings
 from vqjax.errors import FieldError, InputError
 from vqjax.priors import Prior, build_prior
 from vqjax.registry import did_you_mean
-from vqjax.runs.stages import all_stages, decoder_of, tokenizer_of
+from vqjax.runs.stages import all_stages, decoder_of, stage_settings, tokenizer_of
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.guidance import check_guidance
 from vqjax.settings import Range, check_settings, setting
 from vqjax.tokenizers import Tokenizer, build_tokenizer
+from vqjax.tokenizers.base import same_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +52,61 @@ class Sampling:
     generation: GenerationSettings
 
 
-# Top-level keys of a config that are no stages.
-_KEYS = ("seed", "stages", "data", "mesh", "condition", "sampling", "profile")
+# Top-level keys of a config that are no stages; "sampling" is there if a prior is.
+_KEYS = ("seed", "stages", "data", "mesh", "condition", "profile")
 
 
 def check_config(config: ConfigDict) -> None:
-    """Checks what belongs to no stage.
+    """Checks the settings of all stages, trained or not, and of what belongs to none.
+
+    A setting of the data, the stages or the sampling that the config leaves out is filled in with
+    its default. The parts of a stage are checked where they are built.
 
     Raises:
-        InputError: an unknown key, an unknown kind of stage, or data settings out of their range.
+        InputError: a missing or unknown key, an unknown kind of stage, or a setting out of its
+            range.
     """
+    for key in _KEYS:
+        if key not in config:
+            raise InputError(f"config.{key} is missing: every run has {', '.join(_KEYS)}")
     stages = all_stages(config)
+    valid = (*_KEYS, "sampling", *stages)
     for key in config:
-        if key not in (*_KEYS, *stages):
+        if key not in valid:
             hint = "a stage has a kind" if isinstance(config[key], ConfigDict) else ""
             raise InputError(
-                f"config.{key}: there is no such setting; {did_you_mean(key, (*_KEYS, *stages))}"
+                f"config.{key}: there is no such setting; {did_you_mean(key, valid)}"
                 f"{hint and f' ({hint})'}"
             )
-    data = {key: value for key, value in config.data.items() if key != "source"}
-    registry.from_fields("data", DataSettings, data)
+    _fill_in(config.data, data_settings(config))
+    for name in stages:
+        _fill_in(config[name], stage_settings(name, config[name]))
+        if config[name].kind == "prior":
+            if "sampling" not in config:
+                raise InputError(
+                    f"config.sampling is missing: the prior {name!r} is sampled with it"
+                )
+            sampling = sampling_settings(config, name)
+            _fill_in(config.sampling, sampling.sampler)
+            _fill_in(config.sampling, sampling.generation)
+
+
+def _fill_in(config: ConfigDict, settings: Any) -> None:
+    """Gives a sub-config the values of those settings that it does not have."""
+    with config.unlocked():
+        for field in dataclasses.fields(settings):
+            if field.name not in config:
+                config[field.name] = getattr(settings, field.name)
+
+
+def data_settings(config: ConfigDict) -> DataSettings:
+    """How the images of a run are read.
+
+    Raises:
+        InputError: an unknown setting, or one out of its range.
+    """
+    given = {key: value for key, value in config.data.items() if key != "source"}
+    return registry.from_fields("data", DataSettings, given)
 
 
 def build_condition(config: ConfigDict, source: LabelledSource) -> Condition:
@@ -98,16 +134,15 @@ def build_stage_tokenizer(config: ConfigDict, stage: str) -> Tokenizer:
     decoder = decoder_of(config, stage)
     model = build_tokenizer(f"{decoder}.model", config[decoder].model)
     side = config.data.resolution
-    grid = model.grid(side, side)
+    model.grid(side, side)
     tokenizer = tokenizer_of(config, stage)
-    if decoder != tokenizer:
-        codes = build_tokenizer(f"{tokenizer}.model", config[tokenizer].model)
-        theirs = codes.grid(side, side), codes.quantizer
-        if (grid, model.quantizer) != theirs:
-            raise InputError(
-                f"config.{decoder}.model makes other tokens than config.{tokenizer}.model: a"
-                " decoder keeps the encoder and the codebook of its tokenizer, so set the same"
-            )
+    theirs = build_tokenizer(f"{tokenizer}.model", config[tokenizer].model)
+    if not same_codes(model, theirs):
+        raise InputError(
+            f"config.{decoder}.model makes other tokens than config.{tokenizer}.model: a decoder"
+            " keeps the encoder and the codebook of its tokenizer, so set the same, but for what"
+            " the decoder alone has"
+        )
     return model
 
 
@@ -135,16 +170,31 @@ def build_stage_prior(config: ConfigDict, stage: str, condition: Condition) -> P
 def build_sampling(
     config: ConfigDict, stage: str, prior: Prior, given: Mapping[str, Any] | None = None
 ) -> Sampling:
+    """The sampling settings of a run, as `sampling_settings`, for its prior.
+
+    Raises:
+        InputError: as `sampling_settings`, or a setting that does not fit the prior.
+    """
+    sampling = sampling_settings(config, stage, given)
+    try:
+        check_guidance(prior, sampling.sampler)
+    except FieldError as e:
+        raise InputError(f"config.sampling.{e}") from None
+    return sampling
+
+
+def sampling_settings(
+    config: ConfigDict, stage: str, given: Mapping[str, Any] | None = None
+) -> Sampling:
     """The sampling settings of a run.
 
     Args:
         config: of the run.
         stage: the prior's name.
-        prior: that is sampled.
         given: settings that take the place of the config's.
 
     Raises:
-        InputError: an unknown setting, one out of its range, or one that does not fit the prior.
+        InputError: an unknown setting, or one out of its range.
     """
     name = config[stage].model.name
     if name not in SAMPLERS:
@@ -162,8 +212,4 @@ def build_sampling(
     generation = {key: value for key, value in fields.items() if key in own}
     sampler = {key: value for key, value in fields.items() if key not in own}
     settings: Any = registry.from_fields("sampling", cls, sampler)
-    try:
-        check_guidance(prior, settings)
-    except FieldError as e:
-        raise InputError(f"config.sampling.{e}") from None
     return Sampling(settings, registry.from_fields("sampling", GenerationSettings, generation))

@@ -129,7 +129,7 @@ def _condition(config: ConfigDict) -> tuple[Condition, str | None]:
     if config.condition.name == "none":
         return NoCondition(), None
     try:
-        source = build_source(config.data.source, "train", config.data.resolution)
+        source = build_source(config.data.source, "train", config.data.resolution, prepare=False)
     except InputError:
         return ClassCondition(()), "without its condition: the data set is not there"
     return build_condition(config, source), None

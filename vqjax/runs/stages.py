@@ -9,36 +9,117 @@ A stage is a sub-config with a `kind`:
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
+from vqjax import registry
+from vqjax.errors import FieldError, InputError
 from vqjax.files import open_path
 from vqjax.registry import did_you_mean
 from vqjax.runs.workdir import COMPUTE, differences, read_config
+from vqjax.settings import Range, check_settings, setting
 
-KINDS = ("tokenizer", "decoder", "prior")
+# By kind, in the order in which stages build on each other: what a stage has beside the settings
+# that all have (its parts, and the stage that it builds on).
+KINDS = {
+    "tokenizer": ("model", "optimizer", "frechet", "loss", "discriminator"),
+    "decoder": ("model", "optimizer", "frechet", "loss", "discriminator", "tokenizer"),
+    "prior": ("model", "optimizer", "frechet", "tokenizer"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings:
+    """The settings that every kind of stage has; `config.<stage>` without its parts.
+
+    Raises:
+        FieldError: a value out of its range.
+    """
+
+    kind: Literal["tokenizer", "decoder", "prior"] = setting("tokenizer", "what is trained")
+    use_from: str = setting("", "workdir whose stage of this name is used instead of training one")
+    init_from: str = setting("", "workdir from whose stage's weights the training starts")
+    batch_size: int = setting(256, "images a step, of all devices together", Range(1))
+    microbatches: int = setting(1, "parts that a batch is worked off in, to save memory", Range(1))
+    steps: int = setting(100_000, "updates", Range(1))
+    ema_decay: float = setting(
+        0.0, "of the weights' moving average; 0 for none", Range(0, 1, below=True)
+    )
+    log_every: int = setting(50, "steps between two lines of metrics", Range(1))
+    eval_every: int = setting(5_000, "steps between two validation passes", Range(1))
+    eval_images: int = setting(2_048, "validation images of a pass, at most", Range(1))
+    checkpoint_every: int = setting(5_000, "steps between two checkpoints", Range(1))
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay, besides the best", Range(1))
+    best_metric: str = setting("", "validation metric by which the best checkpoint is kept")
+    best_mode: Literal["max", "min"] = setting("max", "whether the best is the largest")
+    use: Literal["last", "best"] = setting("last", "checkpoint that later stages and sampling take")
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_settings(self)
+        if self.batch_size % self.microbatches:
+            raise FieldError(
+                f"batch_size={self.batch_size} does not divide into"
+                f" microbatches={self.microbatches}: change one of the two"
+            )
+        if self.init_from and self.use_from:
+            raise FieldError(
+                f"init_from={self.init_from}: use_from is set too, and nothing is trained then;"
+                " leave one out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
-    """The place of a stage's weights.
+    """Where a stage's weights are, and how they are trained.
 
     Attributes:
         name: of the stage.
         folder: with its checkpoints.
-        config: the settings that it is trained with.
+        config: its sub-config.
     """
 
     name: str
     folder: epath.Path
     config: ConfigDict
 
+    @property
+    def settings(self) -> StageSettings:
+        """The settings that it is trained with."""
+        return stage_settings(self.name, self.config)
+
+
+def stage_settings(name: str, config: ConfigDict) -> StageSettings:
+    """The settings of a stage, without its parts.
+
+    Args:
+        name: of the stage, for messages.
+        config: `config.<name>`.
+
+    Raises:
+        InputError: a part is missing, an unknown setting, or one out of its range.
+    """
+    parts = KINDS[config.kind]
+    for part in parts:
+        if part not in config:
+            raise InputError(
+                f"config.{name}.{part} is missing: a stage of kind {config.kind!r} has"
+                f" {', '.join(parts)}"
+            )
+    given = {key: value for key, value in config.items() if key not in parts}
+    return registry.from_fields(name, StageSettings, given)
+
 
 def all_stages(config: ConfigDict) -> list[str]:
-    """Names of the stages that a config describes: tokenizers, then decoders, then priors."""
+    """Names of the stages that a config describes: tokenizers, then decoders, then priors.
+
+    Of one kind, those that `config.stages` lists come last, in its order.
+
+    Raises:
+        InputError: a stage of an unknown kind.
+    """
     names = [
         name for name in config if isinstance(config[name], ConfigDict) and "kind" in config[name]
     ]
@@ -46,21 +127,65 @@ def all_stages(config: ConfigDict) -> list[str]:
         kind = config[name].kind
         if kind not in KINDS:
             raise InputError(f"config.{name}.kind={kind!r}: {did_you_mean(str(kind), KINDS)}")
-    return sorted(names, key=lambda name: (KINDS.index(config[name].kind), name))
+    kinds, listed = list(KINDS), _listed(config)
+
+    def order(name: str) -> tuple[int, int, str]:
+        place = listed.index(name) if name in listed else -1
+        return kinds.index(config[name].kind), place, name
+
+    return sorted(names, key=order)
 
 
 def stages_to_train(config: ConfigDict) -> list[str]:
     """The stages that are to be trained, in order; on the command line, --config.stages=a,b.
 
+    Those that are taken from another run are left out.
+
     Raises:
         InputError: unknown stage.
     """
     known = all_stages(config)
-    names = [name for item in config.stages for name in item.split(",")]
+    names = _listed(config)
     for name in names:
         if name not in known:
             raise InputError(f"config.stages has {name!r}: {did_you_mean(name, known)}")
-    return names
+    return [name for name in names if not config[name].use_from]
+
+
+def check_weights_will_be_there(config: ConfigDict, workdir: epath.Path) -> None:
+    """Checks that each stage finds the weights that it builds on, when its turn comes.
+
+    Raises:
+        InputError: a stage that is neither trained before it nor elsewhere already, or as
+            `trained_stage` and `stage_of_run`.
+    """
+    done: list[str] = []
+    for name in stages_to_train(config):
+        source = config[name].init_from
+        if source:
+            check_trained(stage_of_run(config, name, "init_from", source))
+        for needed in (tokenizer_of(config, name), decoder_of(config, name)):
+            if needed != name and needed not in done:
+                check_trained(trained_stage(config, workdir, needed))
+        done.append(name)
+
+
+def check_trained(stage: TrainedStage) -> None:
+    """Raises InputError if a stage has no checkpoints."""
+    if not (stage.folder / "checkpoints").is_dir():
+        raise untrained(stage)
+
+
+def untrained(stage: TrainedStage) -> InputError:
+    """The error of a stage that has no checkpoint."""
+    return InputError(
+        f"there is no trained {stage.name} in {stage.folder.parent}: run train.py until that stage"
+        f" is finished, or name a workdir that has one by --config.{stage.name}.use_from"
+    )
+
+
+def _listed(config: ConfigDict) -> list[str]:
+    return [name for item in config.stages for name in item.split(",")]
 
 
 def stages_of(config: ConfigDict, *kinds: str) -> list[str]:
@@ -95,7 +220,7 @@ def decoder_of(config: ConfigDict, stage: str) -> str:
 
 
 def trained_stage(config: ConfigDict, workdir: epath.Path, stage: str) -> TrainedStage:
-    """The place of a stage's weights: this workdir, or the run that `use_from` names.
+    """A stage of this workdir, or of the run that `use_from` names.
 
     Raises:
         InputError: `use_from` is not the folder of a run, or its stage has another model.

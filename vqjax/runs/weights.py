@@ -9,11 +9,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
 from vqjax.parallel import placed
 from vqjax.priors.base import Prior, init_prior
 from vqjax.runs.checkpoints import Checkpointer
-from vqjax.runs.stages import TrainedStage, decoder_of, tokenizer_of, trained_stage
+from vqjax.runs.stages import (
+    TrainedStage,
+    check_trained,
+    decoder_of,
+    tokenizer_of,
+    trained_stage,
+    untrained,
+)
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokenizers.base import tokenizer_shapes
 
@@ -70,36 +76,27 @@ def load_weights(stage: TrainedStage, shapes: Variables) -> tuple[Variables, int
     Raises:
         InputError: there is no checkpoint, or it is of another model.
     """
-    folder, config = stage.folder, stage.config
-    checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir():
-        raise InputError(_missing(stage))
+    check_trained(stage)
+    folder, settings = stage.folder, stage.settings
     checkpointer = Checkpointer(
-        checkpoints,
-        best_metric=config.best_metric or None,
-        best_mode=config.best_mode,
+        folder / "checkpoints",
+        best_metric=settings.best_metric or None,
+        best_mode=settings.best_mode,
         read_only=True,
     )
-    weights = "ema" if config.ema_decay else "params"
+    weights = "ema" if settings.ema_decay else "params"
     wanted = {key: value for key, value in shapes.items() if key != "params"}
     found = checkpointer.restore_partial(
-        {"model": {weights: shapes["params"], "model_state": wanted}}, which=config.use
+        {"model": {weights: shapes["params"], "model_state": wanted}}, which=settings.use
     )
     checkpointer.close()
     if found is None:
-        raise InputError(_missing(stage))
+        raise untrained(stage)
     last = checkpointer.latest_step
-    if last is not None and last < config.steps:
+    if last is not None and last < settings.steps:
         log.warning(
-            "%s is at step %d of %d: its training is not finished", folder, last, config.steps
+            "%s is at step %d of %d: its training is not finished", folder, last, settings.steps
         )
     network, step = found[0]["model"], found[1]
-    log.info("%s: weights of step %d (%s, %s)", stage.name, step, config.use, weights)
+    log.info("%s: weights of step %d (%s, %s)", stage.name, step, settings.use, weights)
     return {"params": network[weights], **network["model_state"]}, step
-
-
-def _missing(stage: TrainedStage) -> str:
-    return (
-        f"there is no trained {stage.name} in {stage.folder.parent}: run train.py until that stage"
-        f" is finished, or name a workdir that has one by --config.{stage.name}.use_from"
-    )

@@ -169,6 +169,12 @@ class Tokenizer(nn.Module):
         return self.to_pixels(features), tokens, loss, metrics
 
 
+def same_codes(tokenizer: Tokenizer, other: Tokenizer) -> bool:
+    """True if two models make the same tokens, given the same weights."""
+    encoders = [model.bind({}).encoder for model in (tokenizer, other)]
+    return encoders[0] == encoders[1] and tokenizer.quantizer == other.quantizer
+
+
 def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> dict[str, Any]:
     """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
     images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)

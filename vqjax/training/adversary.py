@@ -58,6 +58,18 @@ class AdversarialSettings:
         return self.weight * reached
 
 
+def adversarial_settings(part: str, config: ConfigDict) -> AdversarialSettings:
+    """The settings of the sub-config at this path, which are checked without an adversary too.
+
+    Raises:
+        InputError: unknown field, or a setting out of its range.
+    """
+    fields = {key: value for key, value in config.items() if key not in ("model", "optimizer")}
+    # On the command line, --config.tokenizer.discriminator.augment=color,translation.
+    names = tuple(name for item in fields.get("augment", ()) for name in item.split(","))
+    return registry.from_fields(part, AdversarialSettings, {**fields, "augment": names})
+
+
 class Adversary:
     """A discriminator with its settings and its optimizer."""
 
@@ -69,22 +81,16 @@ class Adversary:
         Raises:
             InputError: unknown name or field, or a setting out of its range.
         """
-        fields = dict(config)
-        model, optimizer = fields.pop("model"), fields.pop("optimizer")
-        # On the command line, --config.tokenizer.discriminator.augment=color,translation.
-        names = tuple(name for item in fields.get("augment", ()) for name in item.split(","))
-        self.settings = registry.from_fields(
-            part, AdversarialSettings, {**fields, "augment": names}
-        )
+        self.settings = adversarial_settings(part, config)
         if self.settings.start >= steps:
             raise InputError(
                 f"config.{part}.start={self.settings.start}: a step before the last of {steps} is"
                 " needed"
             )
-        self.model = build_discriminator(f"{part}.model", model)
+        self.model = build_discriminator(f"{part}.model", config.model)
         # Its first update is that of step `start`.
         self.optimizer, _ = make_optimizer(
-            f"{part}.optimizer", optimizer, steps - self.settings.start
+            f"{part}.optimizer", config.optimizer, steps - self.settings.start
         )
         self.image_shape = image_shape
 

@@ -26,7 +26,6 @@ class DecoderStage(TokenizerStage):
     of a tokenizer, without the quantizer's.
     """
 
-    own_settings = ("tokenizer",)
     trains_codes = False
 
     def __init__(self, name: str, config: ConfigDict, workdir: epath.Path):
@@ -37,7 +36,7 @@ class DecoderStage(TokenizerStage):
                 train here.
         """
         super().__init__(name, config, workdir)
-        self.codes = tokenizer_of(config, name)
+        self.tokenizer = tokenizer_of(config, name)
         if self.weights.vq:
             raise InputError(
                 f"config.{name}.loss.vq={self.weights.vq}: the codebook of a decoder stage does not"
@@ -53,11 +52,11 @@ class DecoderStage(TokenizerStage):
         """The decoder of the run that `init_from` names, or else of the tokenizer."""
         if self.settings.init_from:
             return super().load_start(shapes)
-        model = build_stage_tokenizer(self.run_config, self.codes)
+        model = build_stage_tokenizer(self.run_config, self.tokenizer)
         theirs = tokenizer_shapes(model, self.image_shape[0])
         decoder, _ = split_decoder(model, theirs)
         mesh = jax.tree.leaves(shapes)[0].sharding.mesh
-        source = trained_stage(self.run_config, self.workdir, self.codes)
+        source = trained_stage(self.run_config, self.workdir, self.tokenizer)
         return load_weights(source, {"params": placed(decoder, mesh)})[0]
 
     def frozen_shapes(self) -> Any:
@@ -67,7 +66,7 @@ class DecoderStage(TokenizerStage):
 
     def load_frozen(self, shapes: Any) -> Any:
         """The nets of the losses, and the trained encoder and codebook."""
-        source = trained_stage(self.run_config, self.workdir, self.codes)
+        source = trained_stage(self.run_config, self.workdir, self.tokenizer)
         codes, _ = load_weights(source, shapes["codes"])
         return {**super().load_frozen(shapes), "codes": codes}
 

@@ -1,19 +1,45 @@
 """The Fréchet distance of few images, at every evaluation in training: to choose a checkpoint."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
+from vqjax.errors import FieldError
 from vqjax.evaluation.feature_networks import as_saved
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
 from vqjax.evaluation.network_registry import build_network
+from vqjax.features.inception import Resize
 from vqjax.parallel import to_host
+from vqjax.settings import Range, check_settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetSettings:
+    """Settings of the distance: `config.<stage>.frechet`.
+
+    Its metric is "rFD-lite1" of a tokenizer's reconstructions, "FD-lite1" of a prior's samples,
+    "rFID" and "FID" with inception; `best_metric` may name it, with best_mode "min".
+
+    Raises:
+        FieldError: a value out of its range.
+    """
+
+    images: int = setting(0, "of each kind, at every evaluation; 0 for no distance", Range(0))
+    network: Literal["efficientnet_lite1", "inception"] = setting("efficientnet_lite1", "features")
+    weights: str = setting("", "file of inception's weights")
+    sha256: str = setting("", "of that file, where it is not the published one")
+    resize: Resize = setting("torch", "how inception's images become 299x299")
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_settings(self)
+        if self.images == 1:
+            raise FieldError("images=1: 0 for none, or at least 2")
 
 
 class FrechetMonitor:
@@ -26,25 +52,20 @@ class FrechetMonitor:
         metric: name of the distance.
     """
 
-    def __init__(self, stage: str, config: ConfigDict, prefix: str = ""):
+    def __init__(self, settings: FrechetSettings, prefix: str = ""):
         """Loads the network.
 
         Args:
-            stage: name of the stage, for messages.
-            config: `config.<stage>.frechet`, with `images` above 0.
+            settings: with `images` above 0.
             prefix: of the metric's name: "r" for reconstructions.
 
         Raises:
-            InputError: too few images, an unknown network, no or wrong weights.
+            InputError: no or wrong weights.
         """
-        if config.images < 2:
-            raise InputError(
-                f"config.{stage}.frechet.images={config.images}: 0 for none, or at least 2"
-            )
-        weights = Path(config.weights) if config.weights else None
-        network = build_network(config.network, weights, config.sha256 or None, config.resize)
+        weights = Path(settings.weights) if settings.weights else None
+        network = build_network(settings.network, weights, settings.sha256 or None, settings.resize)
         self.metric = network.metric(f"{prefix}FID")
-        self._images = config.images
+        self._images = settings.images
         self._variables = network.variables
         self._features: Callable[..., Any] = jax.jit(
             lambda variables, images: network.apply(variables, as_saved(images, "png"))[0]

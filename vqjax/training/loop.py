@@ -16,10 +16,9 @@ from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vqjax.conditions import Condition
-from vqjax.data import Source, evaluation_batches, train_batches
+from vqjax.data import DataSettings, Share, Source, evaluation_batches, train_batches
 from vqjax.errors import InputError, TrainingError
 from vqjax.files import write_whole
 from vqjax.parallel import batch_sharding, global_batch, placed, process_rows, replicated
@@ -28,7 +27,7 @@ from vqjax.registry import did_you_mean
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
 from vqjax.training.profile import Profiler
-from vqjax.training.stage import Stage, started_from
+from vqjax.training.stage import Pictures, Stage, started_from
 from vqjax.training.state import State
 from vqjax.training.writer import Writer
 
@@ -71,13 +70,13 @@ class TrainingData:
     """The images of a run.
 
     Attributes:
-        settings: `config.data`.
+        settings: how they are read.
         train: images to train on.
         validation: images to evaluate on.
         condition: told of each image beside its pixels.
     """
 
-    settings: ConfigDict
+    settings: DataSettings
     train: Source
     validation: Source
     condition: Condition
@@ -99,33 +98,26 @@ def train_stage(
         InputError: something in the config or the folder does not fit.
         TrainingError: a loss is not finite, or the run was told to stop.
     """
-    config = stage.config
-    rows = process_rows(mesh, config.batch_size)
-    # Processes whose devices differ only along "tensor" load the same slice.
-    slices = {
-        "process_index": int(rows[0]) // len(rows),
-        "process_count": config.batch_size // len(rows),
-    }
+    settings = stage.settings
+    rows = process_rows(mesh, settings.batch_size)
+    # Processes whose devices differ only along "tensor" load the same share.
+    share = Share(int(rows[0]) // len(rows), settings.batch_size // len(rows))
     main = jax.process_index() == 0
     checkpointer = Checkpointer(
         folder / "checkpoints",
-        keep=config.keep_checkpoints,
-        best_metric=config.best_metric or None,
-        best_mode=config.best_mode,
+        keep=settings.keep_checkpoints,
+        best_metric=settings.best_metric or None,
+        best_mode=settings.best_mode,
     )
     shapes = abstract_state(stage, mesh)
     # A finished stage is read too: its last checkpoint may have been damaged since.
     restored = checkpointer.restore(shapes)
-    if restored is not None and restored[1] >= config.steps:
+    if restored is not None and restored[1] >= settings.steps:
         log.info("%s: finished already (step %d)", stage.name, restored[1])
         checkpointer.close()
         return
     if restored is None:
-        shardings = jax.tree.map(lambda x: x.sharding, shapes)
-        key = random_key(stage.seed, f"{stage.name}/init", 0)
-        state, start = jax.jit(stage.init, out_shardings=shardings)(key), 0
-        variables = {"params": shapes.model.params, **shapes.model.model_state}
-        state = started_from(state, stage.load_start(variables))
+        state, start = _first_state(stage, shapes), 0
     else:
         state, start = restored
         log.info("%s: going on from step %d", stage.name, start)
@@ -140,58 +132,12 @@ def train_stage(
     batches = train_batches(
         data.train,
         data.condition,
-        batch_size=config.batch_size,
+        data.settings,
+        batch_size=settings.batch_size,
         seed=stage.seed,
         start_step=start,
-        resolution=data.settings.resolution,
-        crop=data.settings.crop,
-        min_scale=data.settings.min_scale,
-        flip=data.settings.flip,
-        workers=data.settings.workers,
-        on_broken=data.settings.on_broken,
-        **slices,
+        share=share,
     )
-
-    def evaluate(state: State, step: int) -> dict[str, float]:
-        metrics, pictures = stage.evaluate(
-            state,
-            frozen,
-            evaluation_batches(
-                data.validation,
-                data.condition,
-                batch_size=config.batch_size,
-                resolution=data.settings.resolution,
-                limit=config.eval_images,
-                on_broken=data.settings.on_broken,
-                **slices,
-            ),
-            to_devices,
-        )
-        writer.scalars(step, {f"validation/{name}": value for name, value in metrics.items()})
-        for name, grid in pictures.items():
-            writer.images(step, name, grid)
-        writer.flush()
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        log.info("%s: step %d, validation: %s", stage.name, step, shown)
-        return metrics
-
-    def check(step: int, metrics: dict[str, Any]) -> dict[str, float]:
-        """A step's metrics on the host; waits for that step."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            # The term that broke comes before the sum and the gradient that it broke.
-            broken.sort(key=lambda name: name in ("loss", "gradient_norm"))
-            listed = ", ".join(f"{name} is {values[name]}" for name in broken)
-            checkpointer.close()
-            good = checkpointer.latest_step
-            safe = "none" if good is None else f"step {good}"
-            raise TrainingError(
-                f"{stage.name}: step {step}: {listed}; the last good checkpoint is {safe} in"
-                f" {folder}: lower the learning rate or set clip_norm, and go on from it with"
-                " --accept_config_changes"
-            )
-        return values
 
     began = time.monotonic()
     window: list[dict[str, float]] = []
@@ -199,11 +145,11 @@ def train_stage(
     with (
         closing(batches),
         Writer(folder, start, main) as writer,
-        ProgressBar(stage.name, config.steps, start, config.batch_size, main) as bar,
+        ProgressBar(stage.name, settings.steps, start, settings.batch_size, main) as bar,
         Profiler(profile, folder / "profile", main) as profiler,
         _stop_requests() as stop_requested,
     ):
-        for step in range(start + 1, config.steps + 1):
+        for step in range(start + 1, settings.steps + 1):
             batch = next(batches)
             if stage.phase(step - 1) != phase:
                 phase = stage.phase(step - 1)
@@ -212,40 +158,50 @@ def train_stage(
                 state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
-                window.append(check(step - 1, pending))
+                window.append(_finite(stage, step - 1, pending, checkpointer, folder))
                 bar.update(step - 1, window[-1]["loss"])
             pending = metrics
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 log.info("%s: first step after %.0f s", stage.name, time.monotonic() - began)
 
-            last = step == config.steps
+            last = step == settings.steps
             stopping = stop_requested(step)
-            log_now = last or step % config.log_every == 0
-            evaluate_now = last or step % config.eval_every == 0
-            save_now = last or stopping or step % config.checkpoint_every == 0
+            log_now = last or step % settings.log_every == 0
+            evaluate_now = last or step % settings.eval_every == 0
+            save_now = last or stopping or step % settings.checkpoint_every == 0
             if log_now or evaluate_now or save_now:
                 # Nothing is written of a state that is not known to be sound.
-                window.append(check(step, pending))
+                window.append(_finite(stage, step, pending, checkpointer, folder))
                 bar.update(step, window[-1]["loss"])
                 pending = None
             if log_now:
-                writer.scalars(
-                    step, {f"train/{name}": mean for name, mean in _means(window).items()}
-                )
+                means = _means(window)
+                writer.scalars(step, {f"train/{name}": mean for name, mean in means.items()})
                 window = []
-            evaluation = evaluate(state, step) if evaluate_now else None
+            evaluation = None
+            if evaluate_now:
+                held_out = evaluation_batches(
+                    data.validation,
+                    data.condition,
+                    data.settings,
+                    batch_size=settings.batch_size,
+                    limit=settings.eval_images,
+                    share=share,
+                )
+                evaluation, pictures = stage.evaluate(state, frozen, held_out, to_devices)
+                _write_evaluation(writer, stage, step, evaluation, pictures)
             # Nothing would ever be the best.
-            unknown = evaluation and config.best_metric and config.best_metric not in evaluation
+            unknown = evaluation and settings.best_metric and settings.best_metric not in evaluation
             if save_now or unknown:
                 writer.flush()
                 checkpointer.save(step, state, evaluation)
             if evaluation and unknown:
                 checkpointer.close()
-                meant = did_you_mean(config.best_metric, evaluation)
+                meant = did_you_mean(settings.best_metric, evaluation)
                 raise InputError(
-                    f"config.{stage.name}.best_metric={config.best_metric}: {meant}; step {step} is"
-                    " saved, go on from it with --accept_config_changes"
+                    f"config.{stage.name}.best_metric={settings.best_metric}: {meant}; step {step}"
+                    " is saved, go on from it with --accept_config_changes"
                 )
             if stopping:
                 break
@@ -256,7 +212,56 @@ def train_stage(
                 " run the same command to go on"
             )
     seconds = time.monotonic() - began
-    log.info("%s: steps %d to %d took %.0f s", stage.name, start, config.steps, seconds)
+    log.info("%s: steps %d to %d took %.0f s", stage.name, start, settings.steps, seconds)
+
+
+def _first_state(stage: Stage, shapes: State) -> State:
+    """The state before the first step: fresh, but for the weights that it starts from."""
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    key = random_key(stage.seed, f"{stage.name}/init", 0)
+    state = jax.jit(stage.init, out_shardings=shardings)(key)
+    variables = {"params": shapes.model.params, **shapes.model.model_state}
+    return started_from(state, stage.load_start(variables))
+
+
+def _finite(
+    stage: Stage,
+    step: int,
+    metrics: dict[str, Any],
+    checkpointer: Checkpointer,
+    folder: epath.Path,
+) -> dict[str, float]:
+    """A step's metrics on the host; waits for that step.
+
+    Raises:
+        TrainingError: one is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        # The term that broke comes before the sum and the gradient that it broke.
+        broken.sort(key=lambda name: name in ("loss", "gradient_norm"))
+        listed = ", ".join(f"{name} is {values[name]}" for name in broken)
+        checkpointer.close()
+        good = checkpointer.latest_step
+        safe = "none" if good is None else f"step {good}"
+        raise TrainingError(
+            f"{stage.name}: step {step}: {listed}; the last good checkpoint is {safe} in"
+            f" {folder}: lower the learning rate or set clip_norm, and go on from it with"
+            " --accept_config_changes"
+        )
+    return values
+
+
+def _write_evaluation(
+    writer: Writer, stage: Stage, step: int, metrics: dict[str, float], pictures: Pictures
+) -> None:
+    writer.scalars(step, {f"validation/{name}": value for name, value in metrics.items()})
+    for name, grid in pictures.items():
+        writer.images(step, name, grid)
+    writer.flush()
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    log.info("%s: step %d, validation: %s", stage.name, step, shown)
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:

@@ -35,8 +35,6 @@ SAMPLES = 36
 class PriorStage(Stage):
     """Trains a prior on tokens that the tokenizer makes of each batch."""
 
-    own_settings = ("tokenizer",)
-
     def __init__(self, name: str, config: ConfigDict, workdir: epath.Path, condition: Condition):
         """Takes the stage's name, the run's config, its folder and its condition.
 
@@ -54,7 +52,9 @@ class PriorStage(Stage):
         self.grid = self.tokenizer.grid(side, side)
         self.sampling = build_sampling(config, name, self.model)
         self.tokenizer.check_tile(self.sampling.generation.decode_tile)
-        self.frechet = FrechetMonitor(name, own.frechet) if own.frechet.images else None
+        self.frechet = None
+        if self.frechet_settings.images:
+            self.frechet = FrechetMonitor(self.frechet_settings)
         self.eval_step = jax.jit(self._eval_step)
         self.decode = jax.jit(self._decode)
 

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import registry
-from vqjax.errors import FieldError, InputError
-from vqjax.settings import Range, check_settings, setting
+from vqjax.errors import InputError
+from vqjax.runs.stages import stage_settings
+from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import ema_update, make_optimizer
 from vqjax.training.state import Network, State
 
@@ -26,63 +27,17 @@ Batch = Mapping[str, Any]
 ToDevices = Callable[[Any], Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class StageSettings:
-    """The settings that every kind of stage has; `config.<stage>` without its parts.
-
-    Raises:
-        FieldError: a value out of its range.
-    """
-
-    kind: Literal["tokenizer", "decoder", "prior"] = setting("tokenizer", "what is trained")
-    use_from: str = setting("", "workdir whose stage of this name is used instead of training one")
-    init_from: str = setting("", "workdir from whose stage's weights the training starts")
-    batch_size: int = setting(256, "images a step, of all devices together", Range(1))
-    microbatches: int = setting(1, "parts that a batch is worked off in, to save memory", Range(1))
-    steps: int = setting(100_000, "updates", Range(1))
-    ema_decay: float = setting(
-        0.0, "of the weights' moving average; 0 for none", Range(0, 1, below=True)
-    )
-    log_every: int = setting(50, "steps between two lines of metrics", Range(1))
-    eval_every: int = setting(5_000, "steps between two validation passes", Range(1))
-    eval_images: int = setting(2_048, "validation images of a pass, at most", Range(1))
-    checkpoint_every: int = setting(5_000, "steps between two checkpoints", Range(1))
-    keep_checkpoints: int = setting(2, "newest checkpoints that stay, besides the best", Range(1))
-    best_metric: str = setting("", "validation metric by which the best checkpoint is kept")
-    best_mode: Literal["max", "min"] = setting("max", "whether the best is the largest")
-    use: Literal["last", "best"] = setting("last", "checkpoint that later stages and sampling take")
-
-    def __post_init__(self) -> None:
-        """Checks the fields."""
-        check_settings(self)
-        if self.batch_size % self.microbatches:
-            raise FieldError(
-                f"batch_size={self.batch_size} does not divide into"
-                f" microbatches={self.microbatches}: change one of the two"
-            )
-        if self.init_from and self.use_from:
-            raise FieldError(
-                f"init_from={self.init_from}: use_from is set too, and nothing is trained then;"
-                " leave one out"
-            )
-
-
 class Stage(abc.ABC):
     """One stage of training.
 
     Attributes:
         name: its key in the config and its folder in the workdir.
-        config: `config.<name>`.
-        settings: the part of it that every kind has.
+        settings: that every kind has.
+        frechet_settings: of the Frechet distance at every evaluation.
         seed: of the run.
         optimizer: optax transformation.
         schedule: learning rate of a step.
     """
-
-    # Sub-configs of `config.<name>` besides the settings of `StageSettings`.
-    parts: tuple[str, ...] = ("model", "optimizer", "frechet")
-    # Settings of a kind of its own.
-    own_settings: tuple[str, ...] = ()
 
     def __init__(self, name: str, config: ConfigDict, seed: int):
         """Takes the stage's sub-config and the run's seed.
@@ -91,14 +46,14 @@ class Stage(abc.ABC):
             InputError: an unknown setting, or one out of its range.
         """
         self.name = name
-        self.config = config
         self.seed = seed
-        apart = (*self.parts, *self.own_settings)
-        given = {key: value for key, value in config.items() if key not in apart}
-        self.settings = registry.from_fields(name, StageSettings, given)
-        _check_best_metric(name, config)
+        self.settings = stage_settings(name, config)
+        self.frechet_settings = registry.from_fields(
+            f"{name}.frechet", FrechetSettings, config.frechet
+        )
+        self._check_best_metric()
         self.optimizer, self.schedule = make_optimizer(
-            f"{name}.optimizer", config.optimizer, config.steps
+            f"{name}.optimizer", config.optimizer, self.settings.steps
         )
 
     @abc.abstractmethod
@@ -182,6 +137,24 @@ class Stage(abc.ABC):
             "learning_rate": jnp.asarray(self.schedule(step), jnp.float32),
         }
 
+    def _check_best_metric(self) -> None:
+        """Raises InputError if the best checkpoint is to be chosen by a distance that is not taken.
+
+        Of the other metrics nobody knows before the first evaluation.
+        """
+        settings = self.settings
+        if re.search("FI?D", settings.best_metric):
+            if not self.frechet_settings.images:
+                raise InputError(
+                    f"config.{self.name}.best_metric={settings.best_metric}: this distance is not"
+                    f" taken; set config.{self.name}.frechet.images, for example to 2048"
+                )
+            if settings.best_mode != "min":
+                raise InputError(
+                    f"config.{self.name}.best_mode={settings.best_mode}: the best"
+                    f" {settings.best_metric} is the smallest; set min"
+                )
+
 
 def new_network(variables: Any, optimizer: optax.GradientTransformation, average: bool) -> Network:
     """A network that has not been trained; `average`: keep a moving average of its parameters."""
@@ -227,18 +200,3 @@ def _overlaid(tree: Any, given: Any) -> Any:
         name: _overlaid(value, given[name]) if name in given else value
         for name, value in tree.items()
     }
-
-
-def _check_best_metric(name: str, config: ConfigDict) -> None:
-    """Raises InputError if the best checkpoint is to be chosen by a distance that is not taken."""
-    if re.search("FI?D", config.best_metric):
-        if not config.frechet.images:
-            raise InputError(
-                f"config.{name}.best_metric={config.best_metric}: this distance is not taken; set"
-                f" config.{name}.frechet.images, for example to 2048"
-            )
-        if config.best_mode != "min":
-            raise InputError(
-                f"config.{name}.best_mode={config.best_mode}: the best {config.best_metric} is the"
-                " smallest; set min"
-            )

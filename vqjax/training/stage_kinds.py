@@ -19,14 +19,16 @@ def build_stage(
         config: of the run.
         name: of the stage.
         workdir: folder of the run.
-        condition: of the run, which only a prior needs.
+        condition: of the run, which only a prior needs; None is that of an unconditional run.
 
     Raises:
         InputError: unknown settings, settings out of their range, models that do not fit.
+        ValueError: a prior of a conditional run without its condition.
     """
     kind = config[name].kind
     if kind == "prior":
+        if condition is None and config.condition.name != NoCondition.name:
+            raise ValueError(f"{name} needs the condition of its run, {config.condition.name!r}")
         return PriorStage(name, config, workdir, condition or NoCondition())
-    if kind == "decoder":
-        return DecoderStage(name, config, workdir)
-    return TokenizerStage(name, config, workdir)
+    kinds = {"tokenizer": TokenizerStage, "decoder": DecoderStage}
+    return kinds[kind](name, config, workdir)

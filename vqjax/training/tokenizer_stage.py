@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,41 @@ from vqjax.runs.build import build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
 from vqjax.runs.weights import load_weights
 from vqjax.settings import Range, check_settings, setting
-from vqjax.training.adversary import Adversary
+from vqjax.training.adversary import Adversary, adversarial_settings
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
 from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, apply_gradient
 from vqjax.training.state import State
 
 PICTURES = 16
+
+
+class Forward(NamedTuple):
+    """What a forward pass of the tokenizer leaves beside its reconstruction and its loss.
+
+    Attributes:
+        features: input of the last layer.
+        statistics: of the quantizer, for the metrics.
+        model_state: the model's other collections after it.
+    """
+
+    features: Float[Array, "b H W c"]
+    statistics: Metrics
+    model_state: Any
+
+
+class Looks(NamedTuple):
+    """What the discriminator's loss was taken of.
+
+    Attributes:
+        real: logits of the images.
+        fake: logits of their reconstructions.
+        model_state: the discriminator's after both.
+    """
+
+    real: Float[Array, "b n"]
+    fake: Float[Array, "b n"]
+    model_state: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +84,6 @@ class LossWeights:
 class TokenizerStage(Stage):
     """Trains a tokenizer on images."""
 
-    parts = ("model", "optimizer", "frechet", "loss", "discriminator")
     # Whether encoder and codebook are trained too.
     trains_codes = True
 
@@ -75,13 +102,15 @@ class TokenizerStage(Stage):
         self.model = build_stage_tokenizer(config, name)
         self.image_shape = (side, side, 3)
         self.lpips = LPIPS(self.weights.perceptual_net) if self.weights.perceptual else None
+        part, steps = f"{name}.discriminator", self.settings.steps
+        # Without an adversary no setting of it is dropped either.
+        adversarial_settings(part, own.discriminator)
         self.adversary = None
         if own.discriminator.model.name != "none":
-            part = f"{name}.discriminator"
-            self.adversary = Adversary(part, own.discriminator, own.steps, self.image_shape)
+            self.adversary = Adversary(part, own.discriminator, steps, self.image_shape)
         self.frechet = None
-        if own.frechet.images:
-            self.frechet = FrechetMonitor(name, own.frechet, prefix="r")
+        if self.frechet_settings.images:
+            self.frechet = FrechetMonitor(self.frechet_settings, prefix="r")
         self.eval_step = jax.jit(self._eval_step)
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
@@ -182,7 +211,7 @@ class TokenizerStage(Stage):
 
         # 1. One forward pass of the tokenizer.
         def reconstruct(params: Any) -> Any:
-            (features, _, vq_loss, statistics), new_state = self.model.apply(
+            outputs, model_state = self.model.apply(
                 self.variables(params, model_states["model"], frozen),
                 x,
                 train=self.trains_codes,
@@ -190,40 +219,41 @@ class TokenizerStage(Stage):
                 mutable=list(model_states["model"]),
                 method="features",
             )
-            return (self._to_pixels(params, features), vq_loss), (statistics, new_state, features)
+            features, _, vq_loss, statistics = outputs
+            y = self._to_pixels(params, features)
+            return (y, vq_loss), Forward(features, statistics, model_state)
 
-        (y, vq_loss), pull_back, (statistics, new_state, features) = jax.vjp(
-            reconstruct, params, has_aux=True
-        )
+        outputs, pull_back, forward = jax.vjp(reconstruct, params, has_aux=True)
+        y, vq_loss = outputs
 
         # 2. The losses meet at the reconstruction: each gives its gradient there (cotangent).
         (loss, terms), cotangent = jax.value_and_grad(self.reconstruction_loss, has_aux=True)(
             y, x, frozen
         )
-        metrics = {**terms, **statistics}
+        metrics = {**terms, **forward.statistics}
         vq_weight = jnp.zeros_like(vq_loss)
         if self.trains_codes:
             vq_weight = jnp.asarray(self.weights.vq, vq_loss.dtype)
             loss += vq_weight * vq_loss
             metrics["vq_loss"] = vq_loss
         grads: dict[str, Any] = {}
-        new_states = {"model": new_state}
+        new_states = {"model": forward.model_state}
 
         # 3. The adversary looks at the reconstruction three times, each look augmented by itself.
         if adversary:
-            look = functools.partial(adversary.logits, frozen=frozen["discriminator"])
-            trained, seen = state.discriminator.params, model_states["discriminator"]
+            trained, fixed = state.discriminator.params, frozen["discriminator"]
+            before = model_states["discriminator"]
             key_generator, key_real, key_fake = jax.random.split(jax.random.fold_in(rng, 1), 3)
 
             def adversarial(y: Float[Array, "b H W 3"]) -> Float[Array, ""]:
-                logits, _ = look(trained, seen, images=y, key=key_generator)
+                logits, _ = adversary.logits(trained, before, fixed, y, key_generator)
                 return generator_loss(adversary.settings.loss, logits)
 
             adversarial_loss, adversarial_cotangent = jax.value_and_grad(adversarial)(y)
             weight = adversary.settings.weight_at(state.step)
             if adversary.settings.adaptive:
-                last_layer = functools.partial(self._last_layer_gradient, params, features)
-                ours, theirs = last_layer(cotangent), last_layer(adversarial_cotangent)
+                ours = self._last_layer_gradient(params, forward.features, cotangent)
+                theirs = self._last_layer_gradient(params, forward.features, adversarial_cotangent)
                 adaptive = adaptive_weight(ours, theirs, adversary.settings.max_weight)
                 weight = weight * adaptive
                 metrics["adaptive_weight"] = adaptive
@@ -233,20 +263,20 @@ class TokenizerStage(Stage):
             loss += weight * adversarial_loss
 
             def discriminate(trained: Any) -> Any:
-                real, after = look(trained, seen, images=x, key=key_real)
-                fake, after = look(trained, after, images=y, key=key_fake)
-                return discriminator_loss(adversary.settings.loss, real, fake), (after, real, fake)
+                real, after = adversary.logits(trained, before, fixed, x, key_real)
+                fake, after = adversary.logits(trained, after, fixed, y, key_fake)
+                own_loss = discriminator_loss(adversary.settings.loss, real, fake)
+                return own_loss, Looks(real, fake, after)
 
-            (own_loss, (after, real, fake)), grads["discriminator"] = jax.value_and_grad(
-                discriminate, has_aux=True
-            )(trained)
-            new_states["discriminator"] = after
+            value, grads["discriminator"] = jax.value_and_grad(discriminate, has_aux=True)(trained)
+            own_loss, looks = value
+            new_states["discriminator"] = looks.model_state
             metrics |= {
                 "generator_loss": adversarial_loss,
                 "adversarial_weight": weight,
                 "discriminator_loss": own_loss,
-                "accuracy_real": jnp.mean(real > 0),
-                "accuracy_fake": jnp.mean(fake < 0),
+                "accuracy_real": jnp.mean(looks.real > 0),
+                "accuracy_fake": jnp.mean(looks.fake < 0),
             }
 
         # 4. One backward pass of the tokenizer.
