@@ -6,6 +6,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from vqjax.data import DataSettings
 from vqjax.errors import InputError
+from vqjax.losses.reconstruction import LossWeights
 from vqjax.registry import did_you_mean
 from vqjax.runs.build import GenerationSettings
 from vqjax.runs.stages import StageSettings
@@ -14,7 +15,6 @@ from vqjax.settings import defaults_of
 from vqjax.training.adversary import AdversarialSettings
 from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import OptimizerSettings
-from vqjax.training.tokenizer_stage import LossWeights
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:

@@ -103,7 +103,7 @@ def test_its_gradient_is_that_of_the_reconstruction_by_the_decoder(run):
 
     def loss(params):
         y = stage.model.apply(stage.variables(params, {}, frozen), to_float(images()))[0]
-        return stage.reconstruction_loss(y, to_float(images()), frozen)[0]
+        return stage.reconstruction_loss(frozen["reconstruction"], y, to_float(images()))[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(state.model.params)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))

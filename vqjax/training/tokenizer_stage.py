@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,14 @@ from ml_collections import ConfigDict
 from vqjax import quantizers, registry
 from vqjax.generation.image_grid import pair_grid
 from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from vqjax.losses.perceptual import LPIPS, load_lpips
-from vqjax.losses.pixelwise import l1_loss, l2_loss, psnr
+from vqjax.losses.pixelwise import psnr
+from vqjax.losses.reconstruction import LossWeights, ReconstructionLoss
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
 from vqjax.random_keys import random_key
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
 from vqjax.runs.weights import load_weights
-from vqjax.settings import Range, check_settings, setting
 from vqjax.training.adversary import Adversary, adversarial_settings
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
@@ -62,25 +61,6 @@ class Looks(NamedTuple):
     model_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms of a tokenizer's loss; a term of weight 0 is not computed.
-
-    Raises:
-        FieldError: a value out of its range.
-    """
-
-    l1: float = setting(0.0, "mean absolute error of the pixels", Range(0))
-    l2: float = setting(1.0, "mean squared error of the pixels", Range(0))
-    perceptual: float = setting(1.0, "LPIPS", Range(0))
-    perceptual_net: Literal["vgg16", "alexnet"] = setting("vgg16", "trunk of LPIPS")
-    vq: float = setting(1.0, "the quantizer's loss", Range(0))
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_settings(self)
-
-
 class TokenizerStage(Stage):
     """Trains a tokenizer on images."""
 
@@ -99,9 +79,9 @@ class TokenizerStage(Stage):
         self.run_config = config
         self.workdir = workdir
         self.weights = registry.from_fields(f"{name}.loss", LossWeights, own.loss)
+        self.reconstruction_loss = ReconstructionLoss(self.weights)
         self.model = build_stage_tokenizer(config, name)
         self.image_shape = (side, side, 3)
-        self.lpips = LPIPS(self.weights.perceptual_net) if self.weights.perceptual else None
         part, steps = f"{name}.discriminator", self.settings.steps
         # Without an adversary no setting of it is dropped either.
         adversarial_settings(part, own.discriminator)
@@ -137,21 +117,15 @@ class TokenizerStage(Stage):
         ]
 
     def frozen_shapes(self) -> Any:
-        """Shapes of the nets that the losses look through: "perceptual" and "discriminator"."""
-        shapes: dict[str, Any] = {}
-        if self.lpips:
-            images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-            key = jax.random.key(0)
-            shapes["perceptual"] = jax.eval_shape(self.lpips.init, key, images, images)
+        """Shapes of the nets that the losses look through: "reconstruction" and "discriminator"."""
+        shapes = {"reconstruction": self.reconstruction_loss.frozen_shapes(self.image_shape)}
         if self.adversary:
             shapes["discriminator"] = self.adversary.frozen_shapes()
         return shapes
 
     def load_frozen(self, shapes: Any) -> Any:
         """The frozen networks' parameters."""
-        frozen: dict[str, Any] = {}
-        if self.lpips:
-            _, frozen["perceptual"] = load_lpips(self.weights.perceptual_net)
+        frozen = {"reconstruction": self.reconstruction_loss.load_frozen()}
         if self.adversary:
             frozen["discriminator"] = self.adversary.load_frozen()
         shardings = {name: jax.tree.map(lambda x: x.sharding, shapes[name]) for name in frozen}
@@ -227,9 +201,11 @@ class TokenizerStage(Stage):
         y, vq_loss = outputs
 
         # 2. The losses meet at the reconstruction: each gives its gradient there (cotangent).
-        (loss, terms), cotangent = jax.value_and_grad(self.reconstruction_loss, has_aux=True)(
-            y, x, frozen
-        )
+        def reconstruction(y: Float[Array, "b H W 3"]) -> Any:
+            return self.reconstruction_loss(frozen["reconstruction"], y, x)
+
+        value, cotangent = jax.value_and_grad(reconstruction, has_aux=True)(y)
+        loss, terms = value
         metrics = {**terms, **forward.statistics}
         vq_weight = jnp.zeros_like(vq_loss)
         if self.trains_codes:
@@ -283,26 +259,6 @@ class TokenizerStage(Stage):
         (grads["model"],) = pull_back((cotangent, vq_weight))
         metrics["loss"] = loss
         return grads, new_states, metrics, jnp.ones(())
-
-    def reconstruction_loss(
-        self,
-        reconstructions: Float[Array, "b H W 3"],
-        images: Float[Array, "b H W 3"],
-        frozen: Any,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum of the pixel and perceptual terms, and each of them unweighted."""
-        terms = {}
-        if self.weights.l1:
-            terms["l1"] = l1_loss(reconstructions, images)
-        if self.weights.l2:
-            terms["l2"] = l2_loss(reconstructions, images)
-        if self.lpips:
-            distance: Any = self.lpips.apply(frozen["perceptual"], reconstructions, images)
-            terms["perceptual"] = jnp.mean(distance)
-        total = sum(
-            (getattr(self.weights, name) * value for name, value in terms.items()), jnp.zeros(())
-        )
-        return total, terms
 
     def _to_pixels(self, params: Any, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
         """The tokenizer's last layer."""
@@ -363,6 +319,8 @@ class TokenizerStage(Stage):
             "l2": jnp.sum(weight * jnp.mean((x - y) ** 2, axis=(1, 2, 3))),
             "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, valid),
         }
-        if self.lpips:
-            sums["perceptual"] = jnp.sum(weight * self.lpips.apply(frozen["perceptual"], y, x))
+        for name, distances in self.reconstruction_loss.perceptual(
+            frozen["reconstruction"], y, x
+        ).items():
+            sums[name] = jnp.sum(weight * distances)
         return sums, jnp.clip(y, -1.0, 1.0)
