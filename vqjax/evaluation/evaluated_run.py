@@ -10,6 +10,7 @@ import PIL
 from etils import epath
 from ml_collections import ConfigDict
 
+from vqjax.conditions import NoCondition
 from vqjax.data import Split, build_source, evaluation_batches, pipeline
 from vqjax.evaluation.evaluator import Evaluator
 from vqjax.evaluation.npz import write_images
@@ -68,7 +69,8 @@ class EvaluatedRun:
         """Images of a split from a batch on; see `evaluation_batches`."""
         return evaluation_batches(
             self._source(split),
-            self.models.condition,
+            # Images and classes are looked at, not what a prior is told.
+            NoCondition(),
             batch_size=self.evaluator.batch_size,
             resolution=self.config.data.resolution,
             limit=limit,

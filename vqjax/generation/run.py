@@ -12,6 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
+from vqjax.conditions import Condition
 from vqjax.errors import InputError
 from vqjax.generation import editing
 from vqjax.generation.decoding import decode
@@ -44,7 +45,6 @@ class Run:
     Attributes:
         workdir: folder of the run.
         config: that the run was made with.
-        condition: that its prior is told of an image.
         mesh: devices that the weights lie on.
         steps: by stage, the training step of the weights that were read.
         prior_stage: name of the prior's stage; None for a run without one.
@@ -58,13 +58,17 @@ class Run:
         """
         self.workdir = epath.Path(workdir)
         self.config = read_config(self.workdir)
-        self.condition = read_condition(self.workdir)
         self.mesh = mesh or make_mesh({"data": -1})
         self.steps: dict[str, int] = {}
         priors = stages_of(self.config, "prior")
         self.prior_stage = priors[-1] if priors else None
         # Any stage on the same codes leads to the tokenizer.
         self._stage = self.prior_stage or stages_of(self.config, "tokenizer", "decoder")[-1]
+
+    @cached_property
+    def condition(self) -> Condition:
+        """The condition that the prior is told; raises InputError if the run has lost it."""
+        return read_condition(self.workdir)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -161,8 +165,8 @@ class Run:
         Raises:
             InputError: there is no trained prior, no such class or setting.
         """
-        conditions = self.conditions(count, label)
-        return self._all(self.images(conditions, self.sampling(**settings), seed=seed))
+        sampling = self.sampling(**settings)
+        return self._all(self.images(self.conditions(count, label), sampling, seed=seed))
 
     def edit(
         self,
@@ -188,8 +192,8 @@ class Run:
             InputError: as `sample` and `editing.inpaint`.
         """
         hole = editing.inpaint(self.tokenizer, image, mask)
-        conditions = self.edit_conditions(count, label)
         sampling = self.sampling(**settings)
+        conditions = self.edit_conditions(count, label)
         return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
 
     def conditions(self, count: int, label: str | int | None = None) -> Conditions:

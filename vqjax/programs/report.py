@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from vqjax.conditions import NoCondition
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
 from vqjax.evaluation.network_registry import build_network
@@ -159,7 +160,8 @@ def _batches(run: Run, source: Source, limit: int | None) -> Iterator[dict[str, 
     data = run.config.data
     return evaluation_batches(
         source,
-        run.condition,
+        # Images and classes are looked at, not what a prior is told.
+        NoCondition(),
         batch_size=-(-size // devices) * devices,
         resolution=data.resolution,
         limit=limit,
