@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FieldReference
 from vqjax.data import DataSettings
 from vqjax.errors import InputError
 from vqjax.registry import did_you_mean
-from vqjax.runs.build import GenerationSettings
+from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of
 from vqjax.training.adversary import AdversarialSettings

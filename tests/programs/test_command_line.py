@@ -201,7 +201,7 @@ def test_a_start_with_another_condition(capsys, run, config_flag, no_training):
     write_condition(run, others)
     before = tiny.contents(run)
     message = train_error(capsys, run, config_flag)
-    assert "condition.classes.1 was dots, is now discs; condition.classes.3 was waves," in message
+    assert "class_names.1 was dots, is now discs; condition.class_names.3 was waves" in message
     assert "--accept_config_changes" in message and tiny.contents(run) == before
     with pytest.raises(Trained):
         command_runs.call("train", config_flag, f"--workdir={run}", "--accept_config_changes")

@@ -1,7 +1,7 @@
 """Images from a prior, batch by batch: each depends on the seed and its place alone."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,8 +18,7 @@ from vqjax.parallel import batch_sharding, to_host
 from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.random_keys import random_key
-from vqjax.runs.build import Sampling
-from vqjax.samplers import SAMPLERS
+from vqjax.runs.sampling import Sampling
 from vqjax.samplers.rejection import Rejection, score
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
@@ -36,7 +35,7 @@ class Models:
         tokenizer_variables: its variables.
         prior: that draws tokens.
         prior_variables: its variables.
-        prior_name: of the prior, and of its sampler.
+        sample: function of the prior's sampler, see `vqjax.samplers`.
         mesh: devices that share a batch.
     """
 
@@ -44,7 +43,7 @@ class Models:
     tokenizer_variables: Any
     prior: Prior
     prior_variables: Any
-    prior_name: str
+    sample: Callable[..., Tokens]
     mesh: Mesh
 
 
@@ -112,10 +111,9 @@ class ImageSampler:
         """Tokens of a whole batch whose first image is image `start`."""
         key = random_key(self.seed, "sample", start)
         share = jax.device_put(conditions, batch_sharding(self.models.mesh))
-        sample = SAMPLERS[self.models.prior_name].sample
         prior, variables = self.models.prior, self.models.prior_variables
         settings = self.sampling.sampler
-        return sample(prior, variables, key, share, self.known, settings, self.grid)
+        return self.models.sample(prior, variables, key, share, self.known, settings, self.grid)
 
     def pixels(self, tokens: Tokens) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
         """Images of tokens."""
@@ -137,8 +135,8 @@ class ImageSampler:
             tokens = self.tokens(rows, start)
             images = self.pixels(tokens)
             floats = to_float(images) if images.dtype == jnp.uint8 else images
-            # Without a condition there is no label to be read.
-            labels = jnp.asarray(rows[:, 0] if rows.shape[1] else np.zeros(len(rows), np.int32))
+            by_label = rejection.by == "label"
+            labels = jnp.asarray(rows[:, 0] if by_label else np.zeros(len(rows), np.int32))
             scores = score(rejection.classify(floats), labels, rejection.by)
             columns = tokens.codes, tokens.positions, scores
             codes, positions, values = (to_host(column)[:count] for column in columns)
@@ -172,7 +170,7 @@ class ImageSampler:
 
 def _check_edit(models: Models, edit: editing.Edit) -> None:
     """Raises InputError if the prior cannot fill the hole of a canvas."""
-    prior, name = models.prior, models.prior_name
+    prior, name = models.prior, type(models.prior).__name__
     if not prior.known_tokens:
         raise InputError(f"the prior {name} draws whole images only: it cannot edit one")
     if edit.grid != prior.grid and not prior.any_grid:

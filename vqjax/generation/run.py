@@ -1,7 +1,7 @@
 """The trained models of a run, and images from them: the Python side of `sample.py`."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,12 @@ from vqjax.parallel import make_mesh, placed, to_host
 from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.priors.condition import null_condition
-from vqjax.runs.build import Sampling, build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.sampling import Sampling
 from vqjax.runs.stages import decoder_of, stages_of, trained_stage
 from vqjax.runs.weights import load_tokenizer, load_weights, prior_shapes, split_decoder
 from vqjax.runs.workdir import read_condition, read_config
+from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import (
     Rejection,
     candidate_groups,
@@ -114,6 +116,11 @@ class Run:
         return variables
 
     @property
+    def sampler_function(self) -> Callable[..., Tokens]:
+        """The function that draws tokens from the prior, see `vqjax.samplers`."""
+        return SAMPLERS[self.config[self._named_prior].model.name].sample
+
+    @property
     def tokenizer_stage(self) -> str:
         """Name of the stage whose decoder makes the images."""
         return decoder_of(self.config, self._stage)
@@ -158,7 +165,8 @@ class Run:
 
         Args:
             count: how many.
-            label: class by name or number, for class-conditional runs; None for all in turn.
+            label: what is to be seen, for conditional runs: a class by name or number, a text;
+                None for all in turn.
             seed: another one gives other images.
             settings: of the sampler, in the place of the config's.
 
@@ -184,7 +192,7 @@ class Run:
             image: RGB.
             mask: of the same size; what is nearer to white than to black is made anew.
             count: how many results.
-            label: class of the image, for class-conditional runs.
+            label: what the image shows, for conditional runs.
             seed: another one gives other results.
             settings: of the sampler, in the place of the config's.
 
@@ -212,12 +220,12 @@ class Run:
         Raises:
             InputError: there is no such label, or the prior does not know the null condition.
         """
-        if label is not None or not self.prior.num_ids:
+        if label is not None or not self.condition.length:
             return self.conditions(count, label)
         if not self.prior.condition_dropout:
             raise InputError(
                 "this run is conditional and was trained without condition_dropout, so editing"
-                " needs --label, the class of the image"
+                " needs --label: what the image shows"
             )
         blank = jnp.zeros((count, self.condition.length), jnp.int32)
         return np.asarray(null_condition(blank, self.prior.num_ids))
@@ -229,7 +237,7 @@ class Run:
             self.tokenizer_variables,
             self.prior,
             self.prior_variables,
-            self.config[self._named_prior].model.name,
+            self.sampler_function,
             self.mesh,
         )
         return ImageSampler.of(models, sampling, count, **options)

@@ -235,13 +235,13 @@ class _Samples:
 
     def __init__(self, run: EvaluatedRun):
         self.run = run
-        prior = run.models.prior
+        classes = run.models.condition.classes
         self.sampling = run.models.sampling(**SAMPLING.given())
         self.conditions = run.models.conditions(NUM.value)
-        if LABELS.value == "data" and not prior.num_ids:
-            raise InputError("--labels=data: this run is unconditional; leave the flag out")
+        if LABELS.value == "data" and not classes:
+            raise InputError("--labels=data: this run's prior is told no classes; leave it out")
         self.rejections = {
-            acceptance: SAMPLING.rejection(acceptance, prior.num_ids, self.conditions)
+            acceptance: SAMPLING.rejection(acceptance, len(classes), self.conditions)
             for acceptance in map(_acceptance, ACCEPTANCE.value)
         }
         if EXPORT_SAMPLES.value and len(self.rejections) > 1:
@@ -254,7 +254,7 @@ class _Samples:
         # Weights that are missing are missed now.
         _ = run.models.tokenizer_variables, run.models.prior_variables
         self.classifier = None
-        if prior.num_ids == 1000:
+        if len(classes) == 1000:
             self.classifier = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
@@ -277,8 +277,8 @@ class _Samples:
 
     def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        conditional = self.run.models.prior.num_ids
-        extra: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        classes = self.run.models.condition.classes
+        extra: dict[str, Any] = {"labels": LABELS.value} if classes else {}
         if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
             extra["classifier"] = {
