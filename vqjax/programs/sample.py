@@ -21,7 +21,6 @@ from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Run
-from vqjax.pixels import to_float
 from vqjax.programs import command_line, sampling_flags
 from vqjax.training.console import setup_logging
 
@@ -127,4 +126,4 @@ def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
 
 
 def _write_grid(images: list[np.ndarray], columns: int, file: epath.Path) -> None:
-    write_png(file, image_grid(np.asarray(to_float(np.stack(images))), columns))
+    write_png(file, image_grid(np.stack(images), columns))
