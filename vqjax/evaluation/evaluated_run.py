@@ -17,7 +17,7 @@ from vqjax.evaluation.npz import write_images
 from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, make_reference
 from vqjax.generation.run import Run
-from vqjax.runs.stages import trained_stage
+from vqjax.runs.stages import tokenizer_of, trained_stage
 
 
 class EvaluatedRun:
@@ -116,6 +116,13 @@ class EvaluatedRun:
     def settings(self, stage: str) -> ConfigDict:
         """The settings that a stage was trained with."""
         return trained_stage(self.config, self.models.workdir, stage).config
+
+    @property
+    def tokenizer_settings(self) -> list[ConfigDict]:
+        """The settings of the stages that trained the tokenizer: its own, and its decoder's."""
+        decoder = self.models.tokenizer_stage
+        stages = dict.fromkeys([tokenizer_of(self.config, decoder), decoder])
+        return [self.settings(stage) for stage in stages]
 
     def tokenizer_protocol(self) -> dict[str, Any]:
         """The weights of the tokenizer, and how they were chosen."""

@@ -207,12 +207,12 @@ def _classifier_notes(
     chooser = rejection.classify if rejection else None
     used = {c.name for c in (chooser, classifier) if isinstance(c, ImagenetClassifier)}
     network = run.evaluator.network
-    adversary = run.settings(run.models.tokenizer_stage).discriminator.model
+    adversaries = {settings.discriminator.model.name for settings in run.tokenizer_settings}
     if rejection and network.name in used:
         yield f"{network.name} chose the samples and scores them: choose by another classifier"
     if classifier and classifier is chooser:
         yield f"{classifier.name} chose the samples whose accuracy it tells"
-    if adversary.name == "projected" and "efficientnet_lite0" in used:
+    if "projected" in adversaries and "efficientnet_lite0" in used:
         yield "efficientnet_lite0 judges samples of a tokenizer that was trained against it"
 
 
@@ -249,8 +249,8 @@ def _throughput(
     """Images/s with all that was drawn for them; None where not all of it was timed."""
     seconds = images.seconds_per_image
     if candidates_per_image and seconds:
-        drawing = candidates.seconds_per_image
-        seconds = drawing and seconds + candidates_per_image * drawing
+        for_each = candidates.seconds_per_image
+        seconds = for_each and seconds + candidates_per_image * for_each
     return {"sampled images/s": 1 / seconds} if seconds else None
 
 
