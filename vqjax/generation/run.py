@@ -85,34 +85,46 @@ class Run:
     @cached_property
     def tokenizer_variables(self) -> Any:
         """The trained tokenizer's; raises InputError if there is none."""
-        variables, steps = load_tokenizer(
-            self.config, self.workdir, self._stage, self.tokenizer, self.mesh
-        )
-        self.steps |= steps
-        return variables
+        return self._load_tokenizer(self._stage, self.tokenizer)
 
     @cached_property
     def prior_variables(self) -> Any:
         """The trained prior's; raises InputError if there is none."""
-        stage = self._named_prior
-        tokens = tokens_shape(self.tokenizer, self.config.data.resolution).codes.shape[1]
-        shapes = prior_shapes(self.prior, tokens, self.condition.length)
-        place = trained_stage(self.config, self.workdir, stage)
-        variables, self.steps[stage] = load_weights(place, placed(shapes, self.mesh))
-        return variables
+        return self._load_prior(self._named_prior, self.prior, self.tokenizer)
 
     def stage_variables(self, stage: str) -> Any:
-        """The variables that a stage has trained.
+        """The variables that a stage has trained, whether images are made with them or not.
 
         Raises:
             InputError: it has no checkpoint.
         """
+        tokenizer = build_stage_tokenizer(self.config, stage)
         kind = self.config[stage].kind
         if kind == "prior":
-            return self.prior_variables
-        variables = self.tokenizer_variables
+            if stage == self.prior_stage:
+                return self.prior_variables
+            prior = build_stage_prior(self.config, stage, self.condition)
+            return self._load_prior(stage, prior, tokenizer)
+        if stage == self.tokenizer_stage:
+            variables = self.tokenizer_variables
+        else:
+            variables = self._load_tokenizer(stage, tokenizer)
         if kind == "decoder":
-            return {"params": split_decoder(self.tokenizer, variables)[0]}
+            return {"params": split_decoder(tokenizer, variables)[0]}
+        return variables
+
+    def _load_tokenizer(self, stage: str, tokenizer: Tokenizer) -> Any:
+        """The variables of the model that makes a stage's tokens, read now."""
+        variables, steps = load_tokenizer(self.config, self.workdir, stage, tokenizer, self.mesh)
+        self.steps |= steps
+        return variables
+
+    def _load_prior(self, stage: str, prior: Prior, tokenizer: Tokenizer) -> Any:
+        """The variables of a prior, read now."""
+        tokens = tokens_shape(tokenizer, self.config.data.resolution).codes.shape[1]
+        shapes = prior_shapes(prior, tokens, self.condition.length)
+        trained = trained_stage(self.config, self.workdir, stage)
+        variables, self.steps[stage] = load_weights(trained, placed(shapes, self.mesh))
         return variables
 
     @property

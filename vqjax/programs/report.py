@@ -180,8 +180,8 @@ def _stage(run: Run, name: str) -> StageReport:
     Raises:
         InputError: it has no checkpoint.
     """
-    place = trained_stage(run.config, run.workdir, name)
-    folder, settings = place.folder, place.config
+    trained = trained_stage(run.config, run.workdir, name)
+    folder, settings = trained.folder, trained.config
     variables = run.stage_variables(name)
     checkpointer = Checkpointer(folder / "checkpoints", read_only=True)
     newest = checkpointer.latest_step
