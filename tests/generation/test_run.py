@@ -40,6 +40,16 @@ def test_sample_by_label_and_seed(run):
         run.sample(1, label="cubes")
     with pytest.raises(InputError, match=r"config.sampling.temperatur: .* mean 'temperature'"):
         run.sample(1, temperatur=0.1)
+    with pytest.raises(InputError, match="num_images=3: count=1 says how many"):
+        run.sample(1, num_images=3)
+
+
+def test_sparse_tokens_are_not_decoded_in_tiles(run, monkeypatch):
+    _ = run.prior
+    assert run.sampling(decode_tile=16).generation.decode_tile == 16
+    monkeypatch.setattr(type(run.tokenizer), "token_kind", "sparse")
+    with pytest.raises(InputError, match="decode_tile=16 needs a code for every cell"):
+        run.sampling(decode_tile=16)
 
 
 def test_edit_keeps_what_is_not_masked(run):

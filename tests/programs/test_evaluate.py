@@ -118,6 +118,22 @@ def test_reconstruction(tmp_path):
     assert entry["protocol"]["metrics"]["code"] == code
 
 
+def test_a_run_of_a_tokenizer_alone(tmp_path, capsys):
+    """It has no settings of sampling, which the batch size is taken from elsewhere."""
+    run = tiny.finished_run()
+    config = run.config.copy_and_resolve_references()
+    config.tokenizer.use_from, config.stages = str(run.workdir), ("tokenizer",)
+    for name in ("prior", "sampling"):
+        del config[name]
+    write_config(config, tmp_path / "run")
+    flags = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--bootstrap=0"]
+    assert command_runs.call("evaluate", *flags, "--what=reconstruction", "--limit=4") == 0
+    entry = results(tmp_path / "out")["reconstruction"]
+    assert entry["protocol"]["batch_size"] == 64 and entry["metrics"]["PSNR"] > 0
+    assert command_runs.call("evaluate", *flags) == 2
+    assert "is a run without a prior" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_generation_and_its_samples_scored_as_a_file(tmp_path):
     exports = f"--export_samples={tmp_path}/s.npz", f"--export_reference={tmp_path}/r.npz"
     assert evaluate(tmp_path, "--what=generation", "--num=20", *exports) == 0

@@ -26,7 +26,7 @@ def three_stages():
     return config
 
 
-def test_stages_by_kind_and_whose_decoder_paints():
+def test_stages_by_kind_and_whose_decoder_makes_the_images():
     config = three_stages()
     assert all_stages(config) == ["tokenizer", "decoder", "prior"]
     assert stages_of(config, "tokenizer", "decoder") == ["tokenizer", "decoder"]

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from vqjax.errors import InputError
 from vqjax.generation import editing
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode
 from vqjax.parallel import batch_sharding, to_host
-from vqjax.pixels import to_float
+from vqjax.pixels import ensure_float
 from vqjax.priors import Prior
 from vqjax.random_keys import random_key
 from vqjax.runs.sampling import Sampling
@@ -24,6 +24,8 @@ from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 
 Conditions = Int[np.ndarray, "n c"]
+# Of one batch, of 8 bits or in [-1, 1].
+Images = UInt8[np.ndarray, "b H W 3"] | Float[np.ndarray, "b H W 3"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ class ImageSampler:
         images = decode(tokenizer, variables, tokens, tile, self.rounded)
         return editing.composite(images, self.edit) if self.edit else images
 
-    def images(self, conditions: Conditions, first_batch: int = 0) -> Iterator[np.ndarray]:
+    def images(self, conditions: Conditions, first_batch: int = 0) -> Iterator[Images]:
         """One image for every condition, from a batch on."""
         for start, (rows,), count in self._batches("sampling", first_batch, conditions):
             yield to_host(self.pixels(self.tokens(rows, start)))[:count]
@@ -134,10 +136,9 @@ class ImageSampler:
         for start, (rows,), count in self._batches("candidates", first_batch, conditions):
             tokens = self.tokens(rows, start)
             images = self.pixels(tokens)
-            floats = to_float(images) if images.dtype == jnp.uint8 else images
             by_label = rejection.by == "label"
             labels = jnp.asarray(rows[:, 0] if by_label else np.zeros(len(rows), np.int32))
-            scores = score(rejection.classify(floats), labels, rejection.by)
+            scores = score(rejection.classify(ensure_float(images)), labels, rejection.by)
             columns = tokens.codes, tokens.positions, scores
             codes, positions, values = (to_host(column)[:count] for column in columns)
             yield codes, positions, values
@@ -147,7 +148,7 @@ class ImageSampler:
         codes: Int[np.ndarray, "m n"],
         positions: Int[np.ndarray, "m n"],
         first_batch: int = 0,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Images]:
         """The images of tokens, from a batch on."""
         share = batch_sharding(self.models.mesh)
         for _, rows, count in self._batches("decoding", first_batch, codes, positions):

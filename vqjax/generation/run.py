@@ -1,11 +1,11 @@
 """The trained models of a run, and images from them: the Python side of `sample.py`."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -14,11 +14,11 @@ from jaxtyping import Int, UInt8
 
 from vqjax.conditions import Condition
 from vqjax.errors import InputError
+from vqjax.files import open_path
 from vqjax.generation import editing
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode, encode
 from vqjax.generation.image_sampler import ImageSampler, Models
 from vqjax.parallel import make_mesh, placed, to_host
-from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.priors.condition import null_condition
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
@@ -159,12 +159,15 @@ class Run:
             InputError: as `build_sampling`, or tiles that the tokenizer cannot decode in.
         """
         sampling = build_sampling(self.config, self._named_prior, self.prior, given)
-        self.tokenizer.check_tile(sampling.generation.decode_tile)
+        tile = sampling.generation.decode_tile
+        if tile:
+            self.tokenizer.check_dense(f"decode_tile={tile}")
+        self.tokenizer.check_tile(tile)
         return sampling
 
     def encode(self, images: Images) -> Tokens:
         """Tokens of 8-bit images of one size, which the tokenizer has to take."""
-        return _encode(self.tokenizer, self.tokenizer_variables, jnp.asarray(images))
+        return encode(self.tokenizer, self.tokenizer_variables, images)
 
     def decode(self, tokens: Tokens) -> Images:
         """8-bit images of tokens."""
@@ -180,12 +183,12 @@ class Run:
             label: what is to be seen, for conditional runs: a class by name or number, a text;
                 None for all in turn.
             seed: another one gives other images.
-            settings: of the sampler, in the place of the config's.
+            settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
             InputError: there is no trained prior, no such class or setting.
         """
-        sampling = self.sampling(**settings)
+        sampling = self._sampling_of(count, settings)
         return self._all(self.images(self.conditions(count, label), sampling, seed=seed))
 
     def edit(
@@ -206,13 +209,13 @@ class Run:
             count: how many results.
             label: what the image shows, for conditional runs.
             seed: another one gives other results.
-            settings: of the sampler, in the place of the config's.
+            settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
             InputError: as `sample` and `editing.inpaint`.
         """
         hole = editing.inpaint(self.tokenizer, image, mask)
-        sampling = self.sampling(**settings)
+        sampling = self._sampling_of(count, settings)
         conditions = self.edit_conditions(count, label)
         return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
 
@@ -282,6 +285,11 @@ class Run:
         kept = keep_best(scores, candidates, groups)
         yield from sampler.decoded(codes[kept], positions[kept])
 
+    def _sampling_of(self, count: int, settings: Mapping[str, Any]) -> Sampling:
+        if "num_images" in settings:
+            raise InputError(f"num_images={settings['num_images']}: count={count} says how many")
+        return self.sampling(**settings)
+
     def _all(self, batches: Iterator[Images]) -> Images:
         return np.stack(list(itertools.chain.from_iterable(batches)))
 
@@ -289,15 +297,11 @@ class Run:
 def load(workdir: epath.PathLike, mesh: Mesh | None = None) -> Run:
     """A trained run, to encode, decode, sample and edit with.
 
+    Args:
+        workdir: its folder, on disk or gs://bucket/folder.
+        mesh: devices that share each batch; None for all.
+
     Raises:
-        InputError: the folder is not that of a run.
+        InputError: the folder is not that of a run, or its bucket cannot be used.
     """
-    return Run(workdir, mesh)
-
-
-_encode = jax.jit(
-    lambda tokenizer, variables, images: tokenizer.apply(
-        variables, to_float(images), method="encode"
-    ),
-    static_argnums=0,
-)
+    return Run(open_path(os.fspath(workdir), "workdir"), mesh)

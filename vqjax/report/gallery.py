@@ -3,15 +3,14 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode, encode
 from vqjax.generation.run import Images, Run
 from vqjax.losses.pixelwise import psnr
 from vqjax.parallel import batch_sharding, to_host
@@ -96,9 +95,7 @@ def reconstructions(
         labels: their classes.
     """
     tokenizer, variables = run.tokenizer, run.tokenizer_variables
-    encode: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
-    pixels = to_float(jax.device_put(images, batch_sharding(run.mesh)))
-    tokens = encode(variables, pixels, method="encode")
+    tokens = encode(tokenizer, variables, jax.device_put(images, batch_sharding(run.mesh)))
     tile = run.sampling().generation.decode_tile if run.prior_stage else 0
     rebuilt = to_host(decode(tokenizer, variables, tokens, tile))
     errors = to_host(psnr(to_float(images), to_float(rebuilt)))

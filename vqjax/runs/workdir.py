@@ -3,9 +3,11 @@
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from vqjax.conditions import Condition, NoCondition, from_json, to_json
@@ -123,26 +125,20 @@ def check_condition(condition: Condition, workdir: epath.PathLike) -> None:
 def _by_index(tree: Any) -> Any:
     """A tree in which the items of a list are keyed by their place in it."""
     if isinstance(tree, list | tuple):
-        tree = dict(enumerate(tree))
+        tree = {str(place): item for place, item in enumerate(tree)}
     return {key: _by_index(x) for key, x in tree.items()} if isinstance(tree, dict) else tree
 
 
 def differences(
-    before: Any, now: Any, prefix: str, allowed: re.Pattern[str] | None = None
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    prefix: str,
+    allowed: re.Pattern[str] | None = None,
 ) -> list[str]:
     """Settings that differ between two trees of them, in words, but for allowed keys."""
-    before, now = _flat(before, prefix), _flat(now, prefix)
+    before, now = (flatten_dict(tree, sep=".") for tree in (before, now))
     return [
-        f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
+        f"{prefix}{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not (allowed and allowed.fullmatch(key))
+        if before.get(key) != now.get(key) and not (allowed and allowed.fullmatch(f"{prefix}{key}"))
     ]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
