@@ -243,8 +243,8 @@ class _Samples:
 
     def __init__(self, run: EvaluatedRun):
         self.run = run
-        classes = run.models.condition.classes
         self.sampling = run.models.sampling(**SAMPLING.given())
+        classes = run.models.condition.classes
         self.conditions = run.models.conditions(NUM.value)
         if LABELS.value == "data" and not classes:
             raise InputError("--labels=data: this run's prior is told no classes; leave it out")
