@@ -8,7 +8,7 @@ from vqjax.data import DataSettings
 from vqjax.errors import InputError
 from vqjax.losses.reconstruction import LossWeights
 from vqjax.registry import did_you_mean
-from vqjax.runs.build import GenerationSettings
+from vqjax.runs.sampling import GenerationSettings
 from vqjax.runs.stages import StageSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of

@@ -5,9 +5,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from tiny_condition import LettersCondition
 
-from vqjax.conditions import ClassCondition, NoCondition, condition_class, from_json, to_json
+from vqjax.conditions import (
+    CONDITIONS,
+    ClassCondition,
+    NoCondition,
+    condition_class,
+    from_json,
+    to_json,
+)
 from vqjax.errors import InputError
+from vqjax.runs.build import build_condition
 
 CLASSES = ClassCondition(("cat", "dog", "1"))
 
@@ -21,6 +31,7 @@ def test_a_class_is_its_label_by_name_or_by_number():
     np.testing.assert_array_equal(CLASSES.parse("1"), [2])
     assert CLASSES.parse("dog").dtype == CLASSES.encode({"label": 2}).dtype == np.int32
     assert CLASSES.describe(CLASSES.parse("dog")) == "dog"
+    assert CLASSES.classes == ("cat", "dog", "1") and NoCondition().classes == ()
     # "²" is a digit, but no number.
     for text in ("3", "-1", "cow", "", "²"):
         with pytest.raises(InputError, match="give a number from 0 to 2, or one of: cat, dog, 1"):
@@ -48,6 +59,26 @@ def test_only_so_many_classes_are_listed():
     many = ClassCondition(tuple(f"class{i}" for i in range(30)))
     with pytest.raises(InputError, match=r"from 0 to 29, or one of: class0, .*, class19, \.\.\.$"):
         many.parse("30")
+
+
+def test_a_condition_of_another_kind_is_a_subclass_and_its_line(monkeypatch):
+    """Its fields are those that its `of` takes by keyword; what is wrong is said with its path."""
+    monkeypatch.setitem(CONDITIONS, "letters", LettersCondition)
+    config = ConfigDict({"condition": {"name": "letters", "letters": 2}})
+    condition = build_condition(config, SimpleNamespace(class_names=("cat", "dog")))
+    assert condition.letters == 2 and condition.alphabet == "abcdefghij"
+    assert condition.classes == ()
+    np.testing.assert_array_equal(condition.encode({"captions": ("a", "bad")}), [0, 11])
+    assert from_json(json.loads(json.dumps(to_json(condition)))) == condition
+    for fields, expected in [
+        ({"name": "letters", "leters": 2}, "leters: .* did you mean 'letters'. valid: alphabet, l"),
+        ({"name": "letters", "letters": 0}, "letters=0: at least 1 is needed"),
+        ({"name": "letters", "source": "x"}, "source: the condition 'letters' has no such field"),
+        ({"name": "class", "classes": ("a",)}, "classes: the condition 'class' .*; it has none"),
+    ]:
+        config = ConfigDict({"condition": fields})
+        with pytest.raises(InputError, match=f"^config.condition.{expected}"):
+            build_condition(config, SimpleNamespace(class_names=("cat", "dog")))
 
 
 @pytest.mark.parametrize("condition", [NoCondition(), CLASSES])

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vqjax.errors import FieldError
-from vqjax.runs.build import GenerationSettings
+from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import (
     Range,

@@ -203,3 +203,18 @@ def finished_run() -> Run:
     tokenizer_files = contents(folder / "run" / "tokenizer")
     train(config, "prior", folder / "run")
     return Run(config, folder / "run", tokenizer_files)
+
+
+def run_with_two_of_each(folder: Path) -> epath.Path:
+    """The finished run with a second tokenizer and its prior: the first ones 3 steps earlier."""
+    finished = finished_run()
+    config = finished.config.copy_and_resolve_references()
+    for name, first in (("coarse", "tokenizer"), ("coarse_prior", "prior")):
+        config[name] = finished.config[first].copy_and_resolve_references()
+        shutil.copytree(finished.workdir / first, folder / first)
+        shutil.copytree(finished.workdir / first, folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / "12")
+    config.coarse_prior.tokenizer = "coarse"
+    write_config(config, folder)
+    write_condition(folder, CONDITION)
+    return epath.Path(folder)

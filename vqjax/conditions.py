@@ -1,9 +1,9 @@
 """Conditions: ids that a prior is told of an image, by name. `config.condition.name` picks one.
 
-A condition turns an example of a data set, or what a user types, into `length` ids in
-[0, num_ids). A prior knows two more ids: the null id (num_ids), for guidance, and the padding id
-(num_ids + 1), see `vqjax.priors.condition`. It is saved with the run, which can so be sampled
-without its data.
+A condition turns an example of a data set, or what a user types, into `length` ids: of its
+vocabulary, [0, num_ids), or the padding id, where there are fewer than `length`. A prior knows the
+null id besides, for guidance (`vqjax.priors.condition`). A condition is saved with the run, which
+can so be sampled without its data.
 """
 
 import abc
@@ -18,6 +18,16 @@ from vqjax.errors import InputError
 from vqjax.registry import did_you_mean
 
 Ids = Int[np.ndarray, " c"]
+
+
+def null_id(num_ids: int) -> int:
+    """The id that says nothing, of a vocabulary of `num_ids`."""
+    return num_ids
+
+
+def padding_id(num_ids: int) -> int:
+    """The id that is not there: masked as a key."""
+    return num_ids + 1
 
 
 @runtime_checkable
@@ -38,8 +48,12 @@ class Condition(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def of(cls, source: LabelledSource, **fields: Any) -> "Condition":
-        """The condition of a training set, with the fields of `config.condition`."""
+    def of(cls, source: LabelledSource) -> "Condition":
+        """The condition of a training set.
+
+        What else a subclass takes, by keyword and with a default, are the fields of
+        `config.condition`; it raises FieldError for a value out of its range.
+        """
 
     @property
     @abc.abstractmethod
@@ -51,13 +65,18 @@ class Condition(abc.ABC):
     def num_ids(self) -> int:
         """Size of the vocabulary: ids are in [0, num_ids)."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes where the condition is the class of an image, else ()."""
+        return ()
+
     @abc.abstractmethod
     def encode(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> Ids:
         """The ids of an example of a data source, int32.
 
         Args:
-            example: as a data source gives it.
-            rng: to choose among several captions, say; None gives the same ids each time.
+            example: of the source.
+            rng: for a choice among several texts of an image; None gives the same one each time.
         """
 
     @abc.abstractmethod
@@ -86,10 +105,10 @@ class NoCondition(Condition):
     num_ids: ClassVar[int] = 0
 
     @classmethod
-    def of(cls, source: LabelledSource, **fields: Any) -> "NoCondition":
+    def of(cls, source: LabelledSource) -> "NoCondition":
         """No condition, whatever the source."""
         del source
-        return cls(**fields)
+        return cls()
 
     def encode(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> Ids:
         """No ids."""
@@ -119,18 +138,23 @@ class ClassCondition(Condition):
     """The class of an image.
 
     Attributes:
-        classes: their names, in the order of their ids.
+        class_names: in the order of their ids.
     """
 
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
 
     name: ClassVar[str] = "class"
     length: ClassVar[int] = 1
 
     @classmethod
-    def of(cls, source: LabelledSource, **fields: Any) -> "ClassCondition":
+    def of(cls, source: LabelledSource) -> "ClassCondition":
         """The classes of a training set."""
-        return cls(tuple(source.class_names), **fields)
+        return cls(tuple(source.class_names))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their ids."""
+        return self.class_names
 
     @property
     def num_ids(self) -> int:

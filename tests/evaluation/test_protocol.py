@@ -1,13 +1,18 @@
 """The protocol: it changes with all that a number depends on, and with nothing else."""
 
 import pytest
+import tiny
+import tiny_sampler
 
 from vqjax.data import pipeline
 from vqjax.data.folder import Folder
 from vqjax.evaluation import pair_metrics, protocol, references, set_metrics
 from vqjax.evaluation.network_registry import build_network
 from vqjax.evaluation.protocol import imported_modules, protocol_hash, source_digest
+from vqjax.evaluation.samples import sampling_modules
 from vqjax.features import imagenet, inception
+from vqjax.generation.run import Run
+from vqjax.samplers import SAMPLERS, Sampler
 from vqjax.tokenizers import VQGAN
 
 PACKAGE = {
@@ -107,6 +112,32 @@ def test_reconstructions_depend_on_their_tokenizer_alone():
     assert not [m for m in known if m.startswith(tuple(f"vqjax.{name}" for name in others))]
     # The metrics of the set are no part of what is kept of each image, but of the protocol.
     assert "vqjax.evaluation.metrics.kernel_distance" in imported_modules(set_metrics.__name__)
+
+
+def test_samples_depend_on_their_models_and_their_sampler_alone():
+    """A line in a registry, or another prior, leaves the kept samples what they are."""
+    run = Run(tiny.finished_run().workdir, tiny.one_device())
+    modules = sampling_modules(run, run.sampling())
+    known = imported_modules(*modules)
+    needed = ("tokenizers.efficient_vqgan", "priors.multigrained", "samplers.multigrained")
+    needed += ("samplers.confidence", "samplers.rejection", "generation.image_sampler", "pixels")
+    needed += ("generation.editing", "runs.sampling", "settings", "random_keys", "quantizers")
+    assert {f"vqjax.{name}" for name in needed} <= set(known)
+    others = ("runs.build", "runs.stages", "runs.workdir", "generation.run", "data", "files")
+    others += ("tokenizers.vqgan", "evaluation", "features", "losses.perceptual", "discriminators")
+    others += ("report", "programs", "training")
+    assert not [m for m in known if m.startswith(tuple(f"vqjax.{name}" for name in others))]
+    assert not {f"vqjax.{room}" for room in ("tokenizers", "priors", "samplers")} & set(known)
+
+
+def test_samples_depend_on_the_function_that_draws(monkeypatch):
+    """Wherever it is, and not only on where its settings are."""
+    settings = SAMPLERS["multigrained"].settings
+    monkeypatch.setitem(SAMPLERS, "multigrained", Sampler(settings, tiny_sampler.noise_logits))
+    run = Run(tiny.finished_run().workdir, tiny.one_device())
+    modules = sampling_modules(run, run.sampling())
+    assert {settings.__module__, tiny_sampler.__name__} <= set(modules)
+    assert run.sampler(2, run.sampling()).models.sample is tiny_sampler.noise_logits
 
 
 def test_environment_has_a_digest_of_the_modules_alone():

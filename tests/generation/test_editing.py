@@ -11,7 +11,7 @@ from tiny_sampler import Watched, blocks_of, cells_of, noise_logits
 
 from vqjax.errors import InputError
 from vqjax.generation import editing
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode
 from vqjax.quantizers import VectorQuantizer
 from vqjax.samplers.multigrained import MultiGrainedSampling, sample
 from vqjax.tokenizers import EfficientVQGAN
@@ -191,6 +191,22 @@ def test_the_hole_is_shown_hatched():
     assert set(np.unique(shown[edit.hole])) == {160, 200}
 
 
+def test_sparse_tokens_have_no_map_to_edit(monkeypatch):
+    monkeypatch.setattr(EfficientVQGAN, "token_kind", "sparse")
+    expected = "needs a code for every cell .* EfficientVQGAN makes sparse tokens"
+    for edit in (
+        lambda: editing.inpaint(TOKENIZER, picture(), mask_picture(hole_of())),
+        lambda: editing.outpaint(TOKENIZER, picture(), left=4),
+        lambda: editing.replace(TOKENIZER, picture(), (0, 0, 4, 4)),
+    ):
+        with pytest.raises(InputError, match=f"^editing {expected}"):
+            edit()
+    # 5 cells are no whole windows of 4.
+    some = Tokens(jnp.zeros((1, 9), jnp.int32), jnp.arange(9, dtype=jnp.int32)[None], (5, 7))
+    with pytest.raises(InputError, match=f"^an image of 28x20 pixels {expected}"):
+        decode.__wrapped__(TOKENIZER, {}, some)
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -217,7 +233,7 @@ def test_the_hole_is_shown_hatched():
         ),
         (
             lambda: editing.replace(TOKENIZER, picture(height=12), (0, 0, 4, 4)),
-            "28x12 pixels is smaller than an attention window of 16x16",
+            "28x12 pixels is too small: the tokenizer EfficientVQGAN needs 16x16",
         ),
     ],
     ids=["size", "black", "outside", "negative", "empty", "f", "below 0", "none", "sides", "small"],

@@ -42,6 +42,13 @@ def test_small_images_are_enlarged_by_a_whole_number(size, shown):
             np.testing.assert_array_equal(grid[y::factor, x::factor], levels)
 
 
+def test_bytes_are_shown_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    grid = image_grid(images, columns=2)
+    for column in range(2):
+        np.testing.assert_array_equal(cell(grid, 0, column), images[column])
+
+
 def test_values_are_clipped_and_half_precision_is_taken():
     grid = image_grid(jnp.asarray(flat_images([-7, 7], 128), jnp.bfloat16), columns=2)
     assert (cell(grid, 0, 0) == 0).all() and (cell(grid, 0, 1) == 255).all()

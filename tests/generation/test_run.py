@@ -1,11 +1,15 @@
 """A run from Python: vqjax.load, encode, decode, sample, edit."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 import vqjax
 from vqjax.errors import InputError
+from vqjax.generation.run import Run
+from vqjax.runs.stages import all_stages
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,16 @@ def test_sample_by_label_and_seed(run):
         run.sample(1, label="cubes")
     with pytest.raises(InputError, match=r"config.sampling.temperatur: .* mean 'temperature'"):
         run.sample(1, temperatur=0.1)
+    with pytest.raises(InputError, match="num_images=3: count=1 says how many"):
+        run.sample(1, num_images=3)
+
+
+def test_sparse_tokens_are_not_decoded_in_tiles(run, monkeypatch):
+    _ = run.prior
+    assert run.sampling(decode_tile=16).generation.decode_tile == 16
+    monkeypatch.setattr(type(run.tokenizer), "token_kind", "sparse")
+    with pytest.raises(InputError, match="decode_tile=16 needs a code for every cell"):
+        run.sampling(decode_tile=16)
 
 
 def test_edit_keeps_what_is_not_masked(run):
@@ -46,6 +60,19 @@ def test_edit_keeps_what_is_not_masked(run):
     hole = mask[..., 0] == 255
     assert (results[:, ~hole] == image[~hole]).all()
     assert (results[0] != results[1]).any()
+
+
+def test_variables_are_those_of_the_stage_that_is_named(tmp_path):
+    run = Run(tiny.run_with_two_of_each(tmp_path / "run"), tiny.one_device())
+    found = {name: run.stage_variables(name) for name in all_stages(run.config)}
+    steps = {"coarse": 9, "tokenizer": 12, "coarse_prior": 9, "prior": 12}
+    assert run.steps == steps
+    for first, second in (("tokenizer", "coarse"), ("prior", "coarse_prior")):
+        average = tiny.final_state(run.config, first, run.workdir).model.ema
+        jax.tree.map(np.testing.assert_array_equal, found[first]["params"], average)
+        apart = jax.tree.map(lambda a, b: jnp.any(a != b), found[first], found[second])
+        assert jax.tree.structure(found[first]) == jax.tree.structure(found[second])
+        assert any(jax.tree.leaves(apart))
 
 
 def test_a_run_of_a_tokenizer_alone(tmp_path):

@@ -29,11 +29,11 @@ from tiny_prior import (
     window_of,
 )
 
+from vqjax.conditions import null_id, padding_id
 from vqjax.errors import InputError
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
 from vqjax.priors import build_prior
-from vqjax.priors.condition import null_id, padding_id
 from vqjax.priors.multigrained import MultiGrainedPrior
 
 # No leak

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from vqjax.conditions import ClassCondition
 from vqjax.parallel import placed
 from vqjax.runs.record import read_starts
+from vqjax.runs.workdir import read_condition, write_condition
 
 OPENMOJI = "--config=configs/openmoji_effvqgan.py"
 
@@ -191,6 +193,38 @@ def test_settings_that_may_change(run, config_flag, no_training):
     (start,) = read_starts(run)
     assert "--config.prior.use=best" in start["command"]
     assert start["from_step"] == {"prior": 12, "tokenizer": 12}
+
+
+def test_a_start_with_another_condition(capsys, run, config_flag, no_training):
+    """A folder of images that was renamed, say: there are as many classes, but other ones."""
+    others = ClassCondition(("checks", "dots", "stripes", "waves"))
+    write_condition(run, others)
+    before = tiny.contents(run)
+    message = train_error(capsys, run, config_flag)
+    assert "class_names.1 was dots, is now discs; condition.class_names.3 was waves" in message
+    assert "--accept_config_changes" in message and tiny.contents(run) == before
+    with pytest.raises(Trained):
+        command_runs.call("train", config_flag, f"--workdir={run}", "--accept_config_changes")
+    assert read_condition(run) == tiny.CONDITION
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "condition.json is not there, but the run's condition is 'class'"),
+        ("{", "condition.json is not that of a condition (JSONDecodeError"),
+        ('{"name": "class"}', "condition.json is not that of a condition (TypeError"),
+        ("[]", "condition.json is not that of a condition"),
+    ],
+)
+def test_a_condition_that_is_lost_or_broken(content, expected, capsys, run, config_flag):
+    """No sample is drawn without what the prior has to be told."""
+    (run / "condition.json").unlink()
+    if content is not None:
+        (run / "condition.json").write_text(content)
+        assert expected in train_error(capsys, run, config_flag)
+    assert expected in error(capsys, "sample", f"--workdir={run}")
+    assert not (run / "samples").exists()
 
 
 def test_unreadable_config_in_workdir(capsys, run, config_flag):

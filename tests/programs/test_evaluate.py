@@ -14,8 +14,9 @@ import tiny
 import tiny_network
 from etils import epath
 from PIL import Image
+from tiny_condition import LettersCondition
 
-from vqjax.conditions import ClassCondition
+from vqjax.conditions import CONDITIONS, ClassCondition
 from vqjax.data import build_source
 from vqjax.evaluation import pair_metrics
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
@@ -115,6 +116,22 @@ def test_reconstruction(tmp_path):
     assert entry["protocol"]["code"] == code
     code = source_digest("vqjax.evaluation.set_metrics")
     assert entry["protocol"]["metrics"]["code"] == code
+
+
+def test_a_run_of_a_tokenizer_alone(tmp_path, capsys):
+    """It has no settings of sampling, which the batch size is taken from elsewhere."""
+    run = tiny.finished_run()
+    config = run.config.copy_and_resolve_references()
+    config.tokenizer.use_from, config.stages = str(run.workdir), ("tokenizer",)
+    for name in ("prior", "sampling"):
+        del config[name]
+    write_config(config, tmp_path / "run")
+    flags = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--bootstrap=0"]
+    assert command_runs.call("evaluate", *flags, "--what=reconstruction", "--limit=4") == 0
+    entry = results(tmp_path / "out")["reconstruction"]
+    assert entry["protocol"]["batch_size"] == 64 and entry["metrics"]["PSNR"] > 0
+    assert command_runs.call("evaluate", *flags) == 2
+    assert "is a run without a prior" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_generation_and_its_samples_scored_as_a_file(tmp_path):
@@ -239,12 +256,13 @@ def test_classes_of_the_data_and_numbers_of_each(tmp_path):
     assert any(re.search(smallest, note) for note in first["notes"])
 
 
-def test_accuracy_on_the_classes_of_imagenet(tmp_path):
-    """On a prior of 1000 classes that has not learnt anything."""
+@pytest.fixture(scope="module")
+def of_1000_ids(tmp_path_factory):
+    """A run whose prior knows 1000 classes, and has not learnt anything."""
     run = tiny.finished_run()
     config = run.config.copy_and_resolve_references()
     config.tokenizer.use_from = str(run.workdir)
-    workdir = tmp_path / "run"
+    workdir = tmp_path_factory.mktemp("of_1000_ids") / "run"
     write_config(config, workdir)
     condition = ClassCondition(tuple(f"class {i}" for i in range(1000)))
     write_condition(workdir, condition)
@@ -252,6 +270,32 @@ def test_accuracy_on_the_classes_of_imagenet(tmp_path):
     checkpointer = Checkpointer(workdir / "prior" / "checkpoints")
     checkpointer.save(1, jax.jit(stage.init)(jax.random.key(0)))
     checkpointer.close()
+    return workdir
+
+
+def test_ids_of_a_text_are_no_classes(of_1000_ids, tmp_path, monkeypatch, capsys):
+    """Of one letter, too, from an alphabet of 1000, the number of classes of ImageNet."""
+    monkeypatch.setitem(CONDITIONS, "letters", LettersCondition)
+    letters = LettersCondition(1, "".join(map(chr, range(1000))))
+    monkeypatch.setattr(Run, "condition", letters)
+    flags = [f"--workdir={of_1000_ids}", "--what=generation", "--num=16", "--per_class"]
+    exported = f"--export_samples={tmp_path}/s.npz"
+    assert evaluate(tmp_path / "out", *flags, exported, workdir=False) == 0
+    entry = results(tmp_path / "out")["generation"]
+    assert not any("accuracy" in name or "top-" in name for name in entry["metrics"])
+    assert not entry["per_class"]
+    assert "no numbers by class: the prior is told no classes" in entry["notes"]
+    with np.load(tmp_path / "s.npz") as samples:
+        assert list(samples) == ["arr_0"]
+    # The texts count for the protocol all the same.
+    assert entry["protocol"]["sampler"]["conditions"] == digest(letters.in_turn(16))
+    for flag, expected in [("labels=data", "is told no classes"), ("acceptance=0.5", "--score=l")]:
+        assert evaluate(tmp_path / "out", *flags, f"--{flag}", workdir=False) == 2
+        assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_accuracy_on_the_classes_of_imagenet(of_1000_ids, tmp_path):
+    workdir = of_1000_ids
     classify = tiny_network.classifier()
     flags = "--what=generation", "--num=16", f"--export_samples={tmp_path}/s.npz"
     assert evaluate(tmp_path / "out", f"--workdir={workdir}", *flags, workdir=False) == 0

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vqjax.generation.run import Run
 from vqjax.runs.workdir import write_config
+from vqjax.tokenizers import EfficientVQGAN
 from vqjax.tokenizers.base import tokenizer_shapes
 
 
@@ -102,6 +103,12 @@ def test_an_image_file(workdir, tmp_path, capsys):
     picture = np.asarray(Image.open(workdir / "locality.png"))
     np.testing.assert_array_equal(picture[0, 0], (250, 0, 0))
     assert picture.shape[0] == 16 * 8
+
+
+def test_sparse_tokens_have_no_region(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(EfficientVQGAN, "token_kind", "sparse")
+    assert call(f"--workdir={workdir}") == 2
+    assert "error: locality needs a code for every cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

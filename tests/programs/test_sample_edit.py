@@ -136,7 +136,10 @@ INPAINT = ["--edit=inpaint", "--image=@image.png", "--mask=@mask.png", "--label=
         ([*INPAINT, "--mask=@none.png"], "none.png: No such file"),
         ([*INPAINT, "--image=@text.png"], "text.png: not a readable image"),
         ([*INPAINT, "--image=@odd.png"], "24x19 pixels: f=4 has to divide both sides"),
-        ([*INPAINT, "--image=@small.png"], "8x4 pixels is smaller than an attention window"),
+        (
+            [*INPAINT, "--image=@small.png"],
+            "8x4 pixels is too small: the tokenizer",
+        ),
         ([*INPAINT, "--box=0,0,4,4"], "--box goes with --edit=replace, and with nothing else"),
         ([*INPAINT, "--top=4"], "--top goes with --edit=outpaint, and with nothing else"),
         ([*INPAINT, "--label=3"], "--label=3: give a number from 0 to 2"),

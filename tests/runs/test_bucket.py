@@ -14,7 +14,9 @@ import tiny
 import tiny_network
 from etils import epath
 
+import vqjax
 from vqjax.errors import InputError, TrainingError
+from vqjax.evaluation.results import read_results
 from vqjax.files import (
     StagedFolder,
     absolute,
@@ -90,18 +92,30 @@ def test_trained_stopped_resumed_and_sampled(url, tmp_path, monkeypatch):
 
 
 def read_back(workdir, tmp_path, monkeypatch):
-    """What only reads a run: its report in the bucket, its evaluation on a disk."""
+    """What only reads a run: its evaluation and its report, from the bucket and in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for command in ("report", "evaluate"):
         module = command_runs._load(command)[0]
         monkeypatch.setattr(module, "build_network", tiny_network.build)
+    given = [f"--workdir={workdir}", "--what=reconstruction", "--batch_size=8", "--bootstrap=0"]
+    assert command_runs.call("evaluate", *given) == 0
+    found = read_results(workdir / "evaluation")["reconstruction"]
+    assert {f.name for f in (workdir / "evaluation").iterdir()} == {"metrics.json", "metrics.txt"}
+    # What is known of each image needs a disk.
+    (folder,) = (tmp_path / "cache" / "vqjax" / "evaluation").iterdir()
+    assert len(list(folder.glob("reconstruction-*/features.npy"))) == 1
+
     few = ["--samples=3", "--neighbours=2", "--neighbours_from=8", "--held_out=4"]
     assert command_runs.call("report", f"--workdir={workdir}", *few) == 0
     page = (workdir / "report.html").read_text()
     assert "<title>a b" in page and "there is no" not in page
-    given = [f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--what=reconstruction"]
-    assert command_runs.call("evaluate", *given, "--batch_size=8", "--bootstrap=0") == 0
-    assert (tmp_path / "out" / "metrics.json").is_file()
+    assert f'value="{found["metrics"]["PSNR"]}"' in page
+
+    assert command_runs.call("evaluate", *given, f"--out={tmp_path / 'out'}") == 0
+    again = read_results(tmp_path / "out")["reconstruction"]
+    assert again["protocol_sha256"] == found["protocol_sha256"]
+    assert list((tmp_path / "out").glob("reconstruction-*"))
+    assert vqjax.load(workdir, tiny.one_device()).config.to_json() == read_config(workdir).to_json()
 
 
 def test_damaged_checkpoint(url, caplog):
@@ -119,13 +133,10 @@ def test_damaged_checkpoint(url, caplog):
     assert epath.Path(f"{url}/run/damaged_2").exists()
 
 
-def test_evaluation_is_on_a_disk(url, capsys):
-    """Its rows are memory-mapped."""
-    assert command_runs.call("evaluate", f"--workdir={url}/run") == 2
-    assert "needs --out=<folder of this machine>" in capsys.readouterr().err
-    given = ["--images=x", "--reference=y", f"--out={url}/out"]
+def test_exports_are_on_a_disk(url, capsys):
+    given = ["--images=x", "--reference=y", f"--export_reference={url}/a.npz"]
     assert command_runs.call("evaluate", *given) == 2
-    assert f"--out={url}/out: a path of this machine is needed" in capsys.readouterr().err
+    assert f"{url}/a.npz: a path of this machine is needed" in capsys.readouterr().err
 
 
 def test_log_and_metrics_are_whole_at_the_end(url, monkeypatch):
@@ -204,7 +215,9 @@ def test_a_bucket_that_cannot_be_used(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     backend = type(bucket.gpath._PREFIX_TO_BACKEND["gs"])()
     monkeypatch.setitem(bucket.gpath._PREFIX_TO_BACKEND, "gs", backend)
-    for command in ("sample", "report", "locality"):
+    with pytest.raises(InputError, match="workdir=gs://bucket/run: a bucket needs a package"):
+        vqjax.load("gs://bucket/run")
+    for command in ("sample", "report", "locality", "evaluate"):
         assert command_runs.call(command, "--workdir=gs://bucket/run") == 2
         expected = "error: --workdir=gs://bucket/run: a bucket needs a package: pip install gcsfs"
         assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -223,8 +236,8 @@ def test_a_bucket_that_cannot_be_used(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "file:///x", "gs://", "gs:///x", "gs:/b/x"])
 def test_other_urls_are_refused(text):
-    with pytest.raises(InputError, match=f"--workdir={text}: a local path or gs://bucket/folder"):
-        open_path(text, "--workdir")
+    with pytest.raises(InputError, match=f"workdir={text}: a local path or gs://bucket/folder"):
+        vqjax.load(text)
 
 
 @pytest.mark.parametrize(

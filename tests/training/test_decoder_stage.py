@@ -91,6 +91,10 @@ def test_codes_are_bit_identical_and_images_are_of_the_new_decoder(run):
         jax.tree.map(np.testing.assert_array_equal, mine, value)
     quantizers = (r.tokenizer_variables["quantizer"] for r in (ours, theirs))
     jax.tree.map(np.testing.assert_array_equal, *quantizers)
+    # What the tokenizer's stage has trained is its own decoder still.
+    whole = ours.stage_variables("tokenizer"), theirs.tokenizer_variables
+    jax.tree.map(np.testing.assert_array_equal, *whole)
+    assert set(ours.stage_variables("decoder")["params"]) == {"decoder", "last_convolution"}
 
 
 def test_its_gradient_is_that_of_the_reconstruction_by_the_decoder(run):

@@ -10,6 +10,7 @@ import PIL
 from etils import epath
 from ml_collections import ConfigDict
 
+from vqjax.conditions import NoCondition
 from vqjax.data import Split, build_source, evaluation_batches, pipeline
 from vqjax.evaluation.evaluator import Evaluator
 from vqjax.evaluation.npz import write_images
@@ -17,7 +18,7 @@ from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.references import Reference, make_reference
 from vqjax.generation.run import Run
 from vqjax.runs.build import data_settings
-from vqjax.runs.stages import trained_stage
+from vqjax.runs.stages import tokenizer_of, trained_stage
 
 
 class EvaluatedRun:
@@ -69,7 +70,8 @@ class EvaluatedRun:
         """Images of a split from a batch on; see `evaluation_batches`."""
         return evaluation_batches(
             self._source(split),
-            self.models.condition,
+            # Images and classes are looked at, not what a prior is told.
+            NoCondition(),
             data_settings(self.config),
             batch_size=self.evaluator.batch_size,
             limit=limit,
@@ -114,6 +116,13 @@ class EvaluatedRun:
     def settings(self, stage: str) -> ConfigDict:
         """The settings that a stage was trained with."""
         return trained_stage(self.config, self.models.workdir, stage).config
+
+    @property
+    def tokenizer_settings(self) -> list[ConfigDict]:
+        """The settings of the stages that trained the tokenizer: its own, and its decoder's."""
+        decoder = self.models.tokenizer_stage
+        stages = dict.fromkeys([tokenizer_of(self.config, decoder), decoder])
+        return [self.settings(stage) for stage in stages]
 
     def tokenizer_protocol(self) -> dict[str, Any]:
         """The weights of the tokenizer, and how they were chosen."""

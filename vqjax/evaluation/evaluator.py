@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from vqjax.errors import InputError
 from vqjax.evaluation import references, set_metrics
@@ -20,6 +20,9 @@ from vqjax.evaluation.results import Measurements, merge, result
 from vqjax.evaluation.rows import Columns, Rows, fill, filled
 from vqjax.evaluation.set_metrics import MetricSettings, SetMetrics
 from vqjax.parallel import batch_sharding, make_mesh, replicated
+
+# Images in 8 bits or in [-1, 1].
+Pixels = UInt8[np.ndarray, "b H W 3"] | Float[np.ndarray, "b H W 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Evaluator:
         """The network's weights, on all devices."""
         return jax.device_put(self.network.variables, replicated(self.mesh))
 
-    def to_devices(self, batch: np.ndarray) -> Array:
+    def to_devices(self, batch: Shaped[np.ndarray, "b ..."]) -> Shaped[Array, "b ..."]:
         """A batch, shared by the devices."""
         return jax.device_put(batch, batch_sharding(self.mesh))
 
     @cached_property
-    def features(self) -> Callable[[np.ndarray], dict[str, Array]]:
+    def features(self) -> Callable[[Pixels], dict[str, Float[Array, "b d"]]]:
         """Features and logits of images, uint8 or float in [-1, 1]."""
         outputs = self.network.jitted_outputs
         return lambda images: outputs(self.network_variables, self.to_devices(images))

@@ -1,7 +1,7 @@
 """Metrics of images and their reconstructions: PSNR, SSIM, LPIPS and features, a row an image."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -41,16 +41,15 @@ def columns(
     }
 
 
-def metric_lpips(trained_with: str | None, resolution: int) -> LPIPS | None:
-    """LPIPS on the trunk that the tokenizer was not trained with; None for too small images.
+def metric_lpips(trained_with: Collection[str], resolution: int) -> LPIPS | None:
+    """LPIPS on a trunk that the tokenizer was not trained with; None for too small images.
 
     Args:
-        trained_with: trunk of the perceptual loss, None for none.
+        trained_with: trunks of the perceptual losses of its stages; None is left of both.
         resolution: side of the images in pixels.
     """
-    if resolution < MIN_SIZE:
-        return None
-    return LPIPS("vgg16" if trained_with == "alexnet" else "alexnet")
+    left = [net for net in ("alexnet", "vgg16") if net not in trained_with]
+    return LPIPS(left[0]) if left and resolution >= MIN_SIZE else None
 
 
 def measurer(

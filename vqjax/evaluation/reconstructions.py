@@ -27,8 +27,8 @@ def evaluate_reconstructions(run: EvaluatedRun, split: str, limit: int | None) -
     """
     evaluator, tokenizer = run.evaluator, run.models.tokenizer
     resolution = run.config.data.resolution
-    loss = run.settings(run.models.tokenizer_stage).loss
-    trained_with = loss.perceptual_net if loss.perceptual else None
+    losses = [settings.loss for settings in run.tokenizer_settings]
+    trained_with = {loss.perceptual_net for loss in losses if loss.perceptual}
     lpips = pair_metrics.metric_lpips(trained_with, resolution)
     modules = pair_metrics.__name__, type(tokenizer).__module__, *run.split_modules(split)
     protocol = evaluator.protocol("reconstruction", *modules)
@@ -67,5 +67,7 @@ def evaluate_reconstructions(run: EvaluatedRun, split: str, limit: int | None) -
         names = run.class_names(split)
         by_class = metrics.per_class(features, labels, names, each, prefix="r")
         measurements = merge(measurements, by_class)
+    if len(trained_with) > 1:
+        measurements.notes.append("no LPIPS: the tokenizer was trained with both of its networks")
     protocol["images"]["count"] = rows.count
     return result(measurements, protocol | evaluator.metrics_protocol)

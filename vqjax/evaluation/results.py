@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from vqjax.errors import InputError
 from vqjax.evaluation.protocol import protocol_hash
@@ -84,12 +84,12 @@ def read_results(folder: epath.PathLike) -> dict[str, Any]:
         raise InputError(f"{file} is not valid JSON ({error}): delete it") from None
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+def write_results(folder: epath.PathLike, results: Mapping[str, Any]) -> None:
     """Puts results beside or in the place of those that are there, in both files."""
     before = read_results(folder)
     merged = before | {name: _timed(entry, before.get(name, {})) for name, entry in results.items()}
     for name, text in ((FILE, json.dumps(merged, indent=2)), ("metrics.txt", table(merged))):
-        write_whole(folder / name, f"{text}\n")
+        write_whole(epath.Path(folder) / name, f"{text}\n")
 
 
 def _timed(entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,15 +125,8 @@ def table(results: Mapping[str, Any]) -> str:
             lines.append(f"  class {label}: {values}")
         for metric, value in entry.get("throughput", {}).items():
             lines.append(f"  {metric}: {value:.4g}")
+        protocol = flatten_dict(entry["protocol"], sep=".")
         lines += [f"  note: {note}" for note in entry["notes"]]
-        lines += [f"  {key}: {value}" for key, value in _flat(entry["protocol"])]
+        lines += [f"  {key}: {value}" for key, value in protocol.items()]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested dicts, with their path."""
-    if not isinstance(tree, Mapping):
-        return [(prefix, tree)]
-    inner = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items()]
-    return [leaf for key, value in inner for leaf in _flat(value, key)]

@@ -21,7 +21,8 @@ from vqjax.features import classifiers
 from vqjax.features.classifiers import ImagenetClassifier
 from vqjax.generation import image_sampler
 from vqjax.generation.image_sampler import ImageSampler
-from vqjax.runs.build import Sampling
+from vqjax.generation.run import Run
+from vqjax.runs.sampling import Sampling
 from vqjax.samplers.rejection import (
     Rejection,
     candidate_groups,
@@ -66,10 +67,9 @@ def evaluate_samples(
         InputError: there is no trained prior or tokenizer, or features are not finite.
     """
     evaluator, models = run.evaluator, run.models
-    prior = models.prior
-    labels = conditions[:, 0] if prior.num_ids else np.zeros(len(conditions), np.int32)
-    used = models.tokenizer, prior, sampling.sampler
-    modules = [type(part).__module__ for part in used] + [image_sampler.__name__]
+    prior, classes = models.prior, models.condition.classes
+    labels = conditions[:, 0] if classes else np.zeros(len(conditions), np.int32)
+    modules = sampling_modules(models, sampling)
     modules += [classifiers.__name__] if classifier or rejection else []
     protocol = evaluator.protocol("generation", *modules)
     protocol["tokenizer"] = run.tokenizer_protocol()
@@ -117,20 +117,27 @@ def evaluate_samples(
     kind = "samples" if export else "generation"
     rows = evaluator.rows(kind, protocol, len(labels), columns, work)
     measurements = evaluator.sample_metrics(rows, reference)
-    if prior.num_ids:
+    if classes:
         by_class = _class_metrics(run, rows, reference, classifier)
         measurements = merge(measurements, by_class)
     elif evaluator.by_class:
-        measurements.notes.append("no numbers by class: the prior knows no classes")
+        measurements.notes.append("no numbers by class: the prior is told no classes")
     measurements.notes += _classifier_notes(run, rejection, classifier)
     protocol["reference"] = reference.protocol
     if export:
         shape = (rows.count, *rows["image"].shape[1:])
         parts = (rows["image"][i : i + 256] for i in range(0, rows.count, 256))
-        write_images(export, parts, shape, rows["label"] if prior.num_ids else None)
+        write_images(export, parts, shape, rows["label"] if classes else None)
     each = len(candidates) / len(labels) if rejection else 0.0
     throughput = _throughput(timer, candidate_timer, each)
     return result(measurements, protocol | evaluator.metrics_protocol, throughput)
+
+
+def sampling_modules(run: Run, sampling: Sampling) -> list[str]:
+    """Names of the modules by which a run's samples are drawn."""
+    settings, sample = sampling.sampler, run.sampler_function
+    classes = type(run.tokenizer), type(run.prior), type(settings)
+    return [*(part.__module__ for part in (*classes, sample)), image_sampler.__name__]
 
 
 def _candidates(
@@ -188,8 +195,7 @@ def _class_metrics(
     else:
         found = metrics.class_accuracy(features, labels)
     if run.evaluator.by_class:
-        condition = run.models.condition
-        names = [condition.describe(np.array([i])) for i in range(condition.num_ids)]
+        names = run.models.condition.classes
         found = merge(found, metrics.per_class(features, labels, names, means))
     return found
 
@@ -201,12 +207,12 @@ def _classifier_notes(
     chooser = rejection.classify if rejection else None
     used = {c.name for c in (chooser, classifier) if isinstance(c, ImagenetClassifier)}
     network = run.evaluator.network
-    adversary = run.settings(run.models.tokenizer_stage).discriminator.model
+    adversaries = {settings.discriminator.model.name for settings in run.tokenizer_settings}
     if rejection and network.name in used:
         yield f"{network.name} chose the samples and scores them: choose by another classifier"
     if classifier and classifier is chooser:
         yield f"{classifier.name} chose the samples whose accuracy it tells"
-    if adversary.name == "projected" and "efficientnet_lite0" in used:
+    if "projected" in adversaries and "efficientnet_lite0" in used:
         yield "efficientnet_lite0 judges samples of a tokenizer that was trained against it"
 
 
@@ -243,8 +249,8 @@ def _throughput(
     """Images/s with all that was drawn for them; None where not all of it was timed."""
     seconds = images.seconds_per_image
     if candidates_per_image and seconds:
-        drawing = candidates.seconds_per_image
-        seconds = drawing and seconds + candidates_per_image * drawing
+        for_each = candidates.seconds_per_image
+        seconds = for_each and seconds + candidates_per_image * for_each
     return {"sampled images/s": 1 / seconds} if seconds else None
 
 

@@ -1,11 +1,11 @@
 """Editing: pixel mask -> token mask -> sampled tokens -> composited image.
 
 Inpainting, outpainting and the replacement of a box differ only in the canvas and in which of its
-pixels are made anew; any size that f divides will do. Four results of one edit:
+pixels are made anew; any size that f divides will do. Four results of one edit, batch by batch:
 
     run = vqjax.load("runs/faces")
     edit = outpaint(run.tokenizer, image, left=128)
-    images = run.images(run.default_conditions(4, edit), edit=edit)
+    batches = run.images(run.edit_conditions(4), run.sampling(), edit=edit)
 
 Source: paper 000, section 4.3.
 """
@@ -139,15 +139,16 @@ def latent_grid(tokenizer: Tokenizer, image: UInt8[np.ndarray, "h w 3"]) -> tupl
     """The latent grid of an image; unlike for `Tokenizer.grid`, windows need not divide it.
 
     Raises:
-        InputError: f does not divide a side, or a side is shorter than an attention window.
+        InputError: the tokens are sparse; f does not divide a side, or a side is too short.
     """
+    tokenizer.check_dense("editing")
     f = tokenizer.downsampling
     height, width, _ = image.shape
     shortest = tokenizer.shortest_side
     if min(height, width) < shortest:
         raise InputError(
-            f"an image of {_size(image)} pixels is smaller than an attention window of"
-            f" {shortest}x{shortest}: give a larger one"
+            f"an image of {_size(image)} pixels is too small: the tokenizer"
+            f" {type(tokenizer).__name__} needs {shortest}x{shortest}, so give a larger one"
         )
     if height % f or width % f:
         raise InputError(

@@ -5,6 +5,8 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 
+from vqjax.pixels import to_bytes
+
 _GAP = 4
 # Smaller images are enlarged to the largest multiple of their size that fits.
 _CELL_SIZE = 128
@@ -14,15 +16,14 @@ Images = jax.Array | np.ndarray
 
 
 def image_grid(
-    images: Float[Images, "n h w 3"], columns: int
+    images: Float[Images, "n h w 3"] | UInt8[Images, "n h w 3"], columns: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Images in [-1, 1] in rows of `columns`, on white, 4 pixels apart.
+    """Images, of 8 bits or in [-1, 1], in rows of `columns`, on white, 4 pixels apart.
 
     Images under 128 pixels are enlarged by a whole number, each pixel to a square. Values outside
     the range are clipped; cells that no image fills stay white.
     """
-    cells = np.clip(np.asarray(images, np.float32), -1.0, 1.0)
-    cells = np.round((cells + 1) * 127.5).astype(np.uint8)
+    cells = np.asarray(images if images.dtype == np.uint8 else to_bytes(images))
     n, height, width, _ = cells.shape
     factor = max(1, _CELL_SIZE // max(height, width))
     cells = repeat(cells, "n h w c -> n (h y) (w x) c", y=factor, x=factor)

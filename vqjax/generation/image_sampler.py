@@ -1,7 +1,7 @@
 """Images from a prior, batch by batch: each depends on the seed and its place alone."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,18 +13,19 @@ from tqdm import tqdm
 
 from vqjax.errors import InputError
 from vqjax.generation import editing
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode
 from vqjax.parallel import batch_sharding, to_host
-from vqjax.pixels import to_float
+from vqjax.pixels import ensure_float
 from vqjax.priors import Prior
 from vqjax.random_keys import random_key
-from vqjax.runs.build import Sampling
-from vqjax.samplers import SAMPLERS
+from vqjax.runs.sampling import Sampling
 from vqjax.samplers.rejection import Rejection, score
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 
 Conditions = Int[np.ndarray, "n c"]
+# Of one batch, of 8 bits or in [-1, 1].
+Images = UInt8[np.ndarray, "b H W 3"] | Float[np.ndarray, "b H W 3"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Models:
         tokenizer_variables: its variables.
         prior: that draws tokens.
         prior_variables: its variables.
-        prior_name: of the prior, and of its sampler.
+        sample: function of the prior's sampler, see `vqjax.samplers`.
         mesh: devices that share a batch.
     """
 
@@ -44,7 +45,7 @@ class Models:
     tokenizer_variables: Any
     prior: Prior
     prior_variables: Any
-    prior_name: str
+    sample: Callable[..., Tokens]
     mesh: Mesh
 
 
@@ -112,10 +113,9 @@ class ImageSampler:
         """Tokens of a whole batch whose first image is image `start`."""
         key = random_key(self.seed, "sample", start)
         share = jax.device_put(conditions, batch_sharding(self.models.mesh))
-        sample = SAMPLERS[self.models.prior_name].sample
         prior, variables = self.models.prior, self.models.prior_variables
         settings = self.sampling.sampler
-        return sample(prior, variables, key, share, self.known, settings, self.grid)
+        return self.models.sample(prior, variables, key, share, self.known, settings, self.grid)
 
     def pixels(self, tokens: Tokens) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
         """Images of tokens."""
@@ -124,7 +124,7 @@ class ImageSampler:
         images = decode(tokenizer, variables, tokens, tile, self.rounded)
         return editing.composite(images, self.edit) if self.edit else images
 
-    def images(self, conditions: Conditions, first_batch: int = 0) -> Iterator[np.ndarray]:
+    def images(self, conditions: Conditions, first_batch: int = 0) -> Iterator[Images]:
         """One image for every condition, from a batch on."""
         for start, (rows,), count in self._batches("sampling", first_batch, conditions):
             yield to_host(self.pixels(self.tokens(rows, start)))[:count]
@@ -136,10 +136,9 @@ class ImageSampler:
         for start, (rows,), count in self._batches("candidates", first_batch, conditions):
             tokens = self.tokens(rows, start)
             images = self.pixels(tokens)
-            floats = to_float(images) if images.dtype == jnp.uint8 else images
-            # Without a condition there is no label to be read.
-            labels = jnp.asarray(rows[:, 0] if rows.shape[1] else np.zeros(len(rows), np.int32))
-            scores = score(rejection.classify(floats), labels, rejection.by)
+            by_label = rejection.by == "label"
+            labels = jnp.asarray(rows[:, 0] if by_label else np.zeros(len(rows), np.int32))
+            scores = score(rejection.classify(ensure_float(images)), labels, rejection.by)
             columns = tokens.codes, tokens.positions, scores
             codes, positions, values = (to_host(column)[:count] for column in columns)
             yield codes, positions, values
@@ -149,7 +148,7 @@ class ImageSampler:
         codes: Int[np.ndarray, "m n"],
         positions: Int[np.ndarray, "m n"],
         first_batch: int = 0,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Images]:
         """The images of tokens, from a batch on."""
         share = batch_sharding(self.models.mesh)
         for _, rows, count in self._batches("decoding", first_batch, codes, positions):
@@ -172,7 +171,7 @@ class ImageSampler:
 
 def _check_edit(models: Models, edit: editing.Edit) -> None:
     """Raises InputError if the prior cannot fill the hole of a canvas."""
-    prior, name = models.prior, models.prior_name
+    prior, name = models.prior, type(models.prior).__name__
     if not prior.known_tokens:
         raise InputError(f"the prior {name} draws whole images only: it cannot edit one")
     if edit.grid != prior.grid and not prior.any_grid:

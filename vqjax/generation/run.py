@@ -1,29 +1,32 @@
 """The trained models of a run, and images from them: the Python side of `sample.py`."""
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
+from vqjax.conditions import Condition
 from vqjax.errors import InputError
+from vqjax.files import open_path
 from vqjax.generation import editing
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode, encode
 from vqjax.generation.image_sampler import ImageSampler, Models
 from vqjax.parallel import make_mesh, placed, to_host
-from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.priors.condition import null_condition
-from vqjax.runs.build import Sampling, build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.sampling import Sampling
 from vqjax.runs.stages import decoder_of, stages_of, trained_stage
 from vqjax.runs.weights import load_tokenizer, load_weights, prior_shapes, split_decoder
 from vqjax.runs.workdir import read_condition, read_config
+from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import (
     Rejection,
     candidate_groups,
@@ -44,7 +47,6 @@ class Run:
     Attributes:
         workdir: folder of the run.
         config: that the run was made with.
-        condition: that its prior is told of an image.
         mesh: devices that the weights lie on.
         steps: by stage, the training step of the weights that were read.
         prior_stage: name of the prior's stage; None for a run without one.
@@ -58,13 +60,17 @@ class Run:
         """
         self.workdir = epath.Path(workdir)
         self.config = read_config(self.workdir)
-        self.condition = read_condition(self.workdir)
         self.mesh = mesh or make_mesh({"data": -1})
         self.steps: dict[str, int] = {}
         priors = stages_of(self.config, "prior")
         self.prior_stage = priors[-1] if priors else None
         # Any stage on the same codes leads to the tokenizer.
         self._stage = self.prior_stage or stages_of(self.config, "tokenizer", "decoder")[-1]
+
+    @cached_property
+    def condition(self) -> Condition:
+        """The condition that the prior is told; raises InputError if the run has lost it."""
+        return read_condition(self.workdir)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -79,35 +85,52 @@ class Run:
     @cached_property
     def tokenizer_variables(self) -> Any:
         """The trained tokenizer's; raises InputError if there is none."""
-        variables, steps = load_tokenizer(
-            self.config, self.workdir, self._stage, self.tokenizer, self.mesh
-        )
-        self.steps |= steps
-        return variables
+        return self._load_tokenizer(self._stage, self.tokenizer)
 
     @cached_property
     def prior_variables(self) -> Any:
         """The trained prior's; raises InputError if there is none."""
-        stage = self._named_prior
-        tokens = tokens_shape(self.tokenizer, self.config.data.resolution).codes.shape[1]
-        shapes = prior_shapes(self.prior, tokens, self.condition.length)
-        place = trained_stage(self.config, self.workdir, stage)
-        variables, self.steps[stage] = load_weights(place, placed(shapes, self.mesh))
-        return variables
+        return self._load_prior(self._named_prior, self.prior, self.tokenizer)
 
     def stage_variables(self, stage: str) -> Any:
-        """The variables that a stage has trained.
+        """The variables that a stage has trained, whether images are made with them or not.
 
         Raises:
             InputError: it has no checkpoint.
         """
+        tokenizer = build_stage_tokenizer(self.config, stage)
         kind = self.config[stage].kind
         if kind == "prior":
-            return self.prior_variables
-        variables = self.tokenizer_variables
+            if stage == self.prior_stage:
+                return self.prior_variables
+            prior = build_stage_prior(self.config, stage, self.condition)
+            return self._load_prior(stage, prior, tokenizer)
+        if stage == self.tokenizer_stage:
+            variables = self.tokenizer_variables
+        else:
+            variables = self._load_tokenizer(stage, tokenizer)
         if kind == "decoder":
-            return {"params": split_decoder(self.tokenizer, variables)[0]}
+            return {"params": split_decoder(tokenizer, variables)[0]}
         return variables
+
+    def _load_tokenizer(self, stage: str, tokenizer: Tokenizer) -> Any:
+        """The variables of the model that makes a stage's tokens, read now."""
+        variables, steps = load_tokenizer(self.config, self.workdir, stage, tokenizer, self.mesh)
+        self.steps |= steps
+        return variables
+
+    def _load_prior(self, stage: str, prior: Prior, tokenizer: Tokenizer) -> Any:
+        """The variables of a prior, read now."""
+        tokens = tokens_shape(tokenizer, self.config.data.resolution).codes.shape[1]
+        shapes = prior_shapes(prior, tokens, self.condition.length)
+        trained = trained_stage(self.config, self.workdir, stage)
+        variables, self.steps[stage] = load_weights(trained, placed(shapes, self.mesh))
+        return variables
+
+    @property
+    def sampler_function(self) -> Callable[..., Tokens]:
+        """The function that draws tokens from the prior, see `vqjax.samplers`."""
+        return SAMPLERS[self.config[self._named_prior].model.name].sample
 
     @property
     def tokenizer_stage(self) -> str:
@@ -136,12 +159,15 @@ class Run:
             InputError: as `build_sampling`, or tiles that the tokenizer cannot decode in.
         """
         sampling = build_sampling(self.config, self._named_prior, self.prior, given)
-        self.tokenizer.check_tile(sampling.generation.decode_tile)
+        tile = sampling.generation.decode_tile
+        if tile:
+            self.tokenizer.check_dense(f"decode_tile={tile}")
+        self.tokenizer.check_tile(tile)
         return sampling
 
     def encode(self, images: Images) -> Tokens:
         """Tokens of 8-bit images of one size, which the tokenizer has to take."""
-        return _encode(self.tokenizer, self.tokenizer_variables, jnp.asarray(images))
+        return encode(self.tokenizer, self.tokenizer_variables, images)
 
     def decode(self, tokens: Tokens) -> Images:
         """8-bit images of tokens."""
@@ -154,15 +180,16 @@ class Run:
 
         Args:
             count: how many.
-            label: class by name or number, for class-conditional runs; None for all in turn.
+            label: what is to be seen, for conditional runs: a class by name or number, a text;
+                None for all in turn.
             seed: another one gives other images.
-            settings: of the sampler, in the place of the config's.
+            settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
             InputError: there is no trained prior, no such class or setting.
         """
-        conditions = self.conditions(count, label)
-        return self._all(self.images(conditions, self.sampling(**settings), seed=seed))
+        sampling = self._sampling_of(count, settings)
+        return self._all(self.images(self.conditions(count, label), sampling, seed=seed))
 
     def edit(
         self,
@@ -180,16 +207,16 @@ class Run:
             image: RGB.
             mask: of the same size; what is nearer to white than to black is made anew.
             count: how many results.
-            label: class of the image, for class-conditional runs.
+            label: what the image shows, for conditional runs.
             seed: another one gives other results.
-            settings: of the sampler, in the place of the config's.
+            settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
             InputError: as `sample` and `editing.inpaint`.
         """
         hole = editing.inpaint(self.tokenizer, image, mask)
+        sampling = self._sampling_of(count, settings)
         conditions = self.edit_conditions(count, label)
-        sampling = self.sampling(**settings)
         return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
 
     def conditions(self, count: int, label: str | int | None = None) -> Conditions:
@@ -208,12 +235,12 @@ class Run:
         Raises:
             InputError: there is no such label, or the prior does not know the null condition.
         """
-        if label is not None or not self.prior.num_ids:
+        if label is not None or not self.condition.length:
             return self.conditions(count, label)
         if not self.prior.condition_dropout:
             raise InputError(
                 "this run is conditional and was trained without condition_dropout, so editing"
-                " needs --label, the class of the image"
+                " needs --label: what the image shows"
             )
         blank = jnp.zeros((count, self.condition.length), jnp.int32)
         return np.asarray(null_condition(blank, self.prior.num_ids))
@@ -225,7 +252,7 @@ class Run:
             self.tokenizer_variables,
             self.prior,
             self.prior_variables,
-            self.config[self._named_prior].model.name,
+            self.sampler_function,
             self.mesh,
         )
         return ImageSampler.of(models, sampling, count, **options)
@@ -258,6 +285,11 @@ class Run:
         kept = keep_best(scores, candidates, groups)
         yield from sampler.decoded(codes[kept], positions[kept])
 
+    def _sampling_of(self, count: int, settings: Mapping[str, Any]) -> Sampling:
+        if "num_images" in settings:
+            raise InputError(f"num_images={settings['num_images']}: count={count} says how many")
+        return self.sampling(**settings)
+
     def _all(self, batches: Iterator[Images]) -> Images:
         return np.stack(list(itertools.chain.from_iterable(batches)))
 
@@ -265,15 +297,11 @@ class Run:
 def load(workdir: epath.PathLike, mesh: Mesh | None = None) -> Run:
     """A trained run, to encode, decode, sample and edit with.
 
+    Args:
+        workdir: its folder, on disk or gs://bucket/folder.
+        mesh: devices that share each batch; None for all.
+
     Raises:
-        InputError: the folder is not that of a run.
+        InputError: the folder is not that of a run, or its bucket cannot be used.
     """
-    return Run(workdir, mesh)
-
-
-_encode = jax.jit(
-    lambda tokenizer, variables, images: tokenizer.apply(
-        variables, to_float(images), method="encode"
-    ),
-    static_argnums=0,
-)
+    return Run(open_path(os.fspath(workdir), "workdir"), mesh)

@@ -1,4 +1,4 @@
-"""The condition of a prior: embedding, padding, the null condition and its dropout.
+"""The condition of a prior: embedding, the null condition and its dropout.
 
 A condition is ids [b, c] in [0, num_ids + 2): those of `vqjax.conditions`, the null id, which says
 nothing (for guidance), and the padding id, which is masked as a key. c = 0 is unconditional.
@@ -11,17 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vqjax.conditions import null_id, padding_id
 from vqjax.nn.transformer import INITIALIZER
-
-
-def null_id(num_ids: int) -> int:
-    """The id that says nothing, of a vocabulary of `num_ids`."""
-    return num_ids
-
-
-def padding_id(num_ids: int) -> int:
-    """The id that is not there: masked as a key."""
-    return num_ids + 1
 
 
 def null_condition(condition: Int[Array, "b c"], num_ids: int) -> Int[Array, "b c"]:

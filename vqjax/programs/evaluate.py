@@ -5,9 +5,12 @@
         --network_weights=pt_inception-2015-12-05-6726825d.pth
 
 Writes metrics.json and metrics.txt to <workdir>/evaluation. Stopped, it goes on where it was when
-it is given the same command again. docs/evaluation.md says what each number is.
+it is given the same command again: what it knows of each image is kept beside them, or, where that
+is a bucket, in this machine's cache folder. docs/evaluation.md says what each number is.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -29,10 +32,11 @@ from vqjax.evaluation.results import read_results, table, write_results
 from vqjax.evaluation.samples import evaluate_samples
 from vqjax.evaluation.set_metrics import MetricSettings
 from vqjax.features.inception import Resize
-from vqjax.files import is_remote, open_path
+from vqjax.files import cache_folder, is_remote, open_path
 from vqjax.programs import sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.registry import did_you_mean
+from vqjax.runs.sampling import GenerationSettings
 from vqjax.runs.workdir import read_config
 from vqjax.training.console import setup_logging
 
@@ -113,20 +117,22 @@ def main() -> None:
     out = _folder()
     batch = SAMPLING.settings["batch_size"].value
     if batch is None:
-        batch = read_config(_workdir()).sampling.batch_size if WORKDIR.value else 64
+        # A run without a prior has no settings of sampling.
+        given = read_config(_workdir()).get("sampling", {}) if WORKDIR.value else {}
+        batch = given.get("batch_size", GenerationSettings.batch_size)
         batch = -(-batch // jax.device_count()) * jax.device_count()
     evaluator = Evaluator(
         network,
         MetricSettings(bootstrap=BOOTSTRAP.value),
-        out,
+        _rows_folder(out),
         batch,
         PER_CLASS.value,
         "png" if PIXELS.value == "png" else "float",
     )
     if IMAGES.value:
-        results = _evaluate_images(evaluator, Path(IMAGES.value))
+        results = _evaluate_images(evaluator, Path(IMAGES.value), out)
     else:
-        results = _evaluate_run(evaluator, _workdir())
+        results = _evaluate_run(evaluator, _workdir(), out)
     write_results(out, results)
     print(table(results))
 
@@ -135,25 +141,27 @@ def _workdir() -> epath.Path:
     return open_path(WORKDIR.value or "", "--workdir")
 
 
-def _folder() -> Path:
+def _folder() -> epath.Path:
     """The folder for results, where nothing may be in their way."""
     if OUT.value:
-        out = Path(OUT.value)
+        out = open_path(OUT.value, "--out")
     elif WORKDIR.value:
-        workdir = _workdir()
-        if is_remote(workdir):
-            raise InputError(
-                f"--workdir={workdir}: what is known of each image is kept on a disk, so a run in a"
-                " bucket needs --out=<folder of this machine>"
-            )
-        out = Path(workdir) / "evaluation"
+        out = _workdir() / "evaluation"
     else:
-        images = Path(IMAGES.value or "").resolve()
+        images = open_path(os.fspath(Path(IMAGES.value or "").resolve()), "--images")
         out = images.with_name(f"{images.name.removesuffix('.npz')}-evaluation")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: this is a file, a folder is needed")
     read_results(out)
     return out
+
+
+def _rows_folder(out: epath.Path) -> Path:
+    """The folder for what is kept of each image, which is mapped from a disk."""
+    if not is_remote(out):
+        return Path(out)
+    url = hashlib.sha256(os.fspath(out).encode()).hexdigest()
+    return cache_folder("evaluation") / url[:16]
 
 
 def _check_flags() -> None:
@@ -174,7 +182,7 @@ def _check_flags() -> None:
             raise InputError(f"--{number.name}={number.value}: at least 2 images are needed")
     if REFERENCE_NUM.value < 2 and REFERENCE_NUM.value != 0:
         raise InputError(f"--reference_num={REFERENCE_NUM.value}: 0 for all, or at least 2")
-    for output in (OUT, *EXPORTS):
+    for output in EXPORTS:
         if output.value and is_remote(output.value):
             raise InputError(f"--{output.name}={output.value}: a path of this machine is needed")
     for export in EXPORTS:
@@ -201,19 +209,19 @@ def _check_used() -> None:
                 raise InputError(f"--{flag.name}={flag.value}: {reason}; leave it out")
 
 
-def _evaluate_images(evaluator: Evaluator, path: Path) -> dict[str, Any]:
+def _evaluate_images(evaluator: Evaluator, path: Path, out: epath.Path) -> dict[str, Any]:
     if REFERENCE.value in SPLITS:
         raise InputError("--images needs --reference=<folder of images, or .npz> to compare with")
     _check_path(IMAGES)
     _check_path(REFERENCE)
     images = open_images(path)
-    setup_logging(evaluator.folder)
+    setup_logging(out)
     reference = evaluator.reference(Path(REFERENCE.value or ""))
     _export(evaluator, reference)
     return {"images": evaluate_images(evaluator, images, reference)}
 
 
-def _evaluate_run(evaluator: Evaluator, workdir: epath.Path) -> dict[str, Any]:
+def _evaluate_run(evaluator: Evaluator, workdir: epath.Path, out: epath.Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
     run = EvaluatedRun(workdir, evaluator)
     results: dict[str, Any] = {}
@@ -221,12 +229,12 @@ def _evaluate_run(evaluator: Evaluator, workdir: epath.Path) -> dict[str, Any]:
     samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
         results["reconstruction"] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
-        write_results(evaluator.folder, results)
+        write_results(out, results)
     if samples:
         for acceptance in samples.rejections:
             name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
             results[name] = samples.evaluate(acceptance)
-            write_results(evaluator.folder, results)
+            write_results(out, results)
     return results
 
 
@@ -235,13 +243,13 @@ class _Samples:
 
     def __init__(self, run: EvaluatedRun):
         self.run = run
-        prior = run.models.prior
         self.sampling = run.models.sampling(**SAMPLING.given())
+        classes = run.models.condition.classes
         self.conditions = run.models.conditions(NUM.value)
-        if LABELS.value == "data" and not prior.num_ids:
-            raise InputError("--labels=data: this run is unconditional; leave the flag out")
+        if LABELS.value == "data" and not classes:
+            raise InputError("--labels=data: this run's prior is told no classes; leave it out")
         self.rejections = {
-            acceptance: SAMPLING.rejection(acceptance, prior.num_ids, self.conditions)
+            acceptance: SAMPLING.rejection(acceptance, len(classes), self.conditions)
             for acceptance in map(_acceptance, ACCEPTANCE.value)
         }
         if EXPORT_SAMPLES.value and len(self.rejections) > 1:
@@ -254,7 +262,7 @@ class _Samples:
         # Weights that are missing are missed now.
         _ = run.models.tokenizer_variables, run.models.prior_variables
         self.classifier = None
-        if prior.num_ids == 1000:
+        if len(classes) == 1000:
             self.classifier = SAMPLING.build_classifier()
         if LABELS.value == "data" and REFERENCE.value not in SPLITS:
             raise InputError("--labels=data needs a reference with classes: a split of the data")
@@ -277,8 +285,8 @@ class _Samples:
 
     def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        conditional = self.run.models.prior.num_ids
-        extra: dict[str, Any] = {"labels": LABELS.value} if conditional else {}
+        classes = self.run.models.condition.classes
+        extra: dict[str, Any] = {"labels": LABELS.value} if classes else {}
         if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
             extra["classifier"] = {

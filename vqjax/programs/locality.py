@@ -88,6 +88,7 @@ def main() -> None:
     workdir = open_path(WORKDIR.value or "", "--workdir")
     run = Run(workdir, make_mesh({"data": 1}, jax.local_devices()[:1]))
     tokenizer, data = run.tokenizer, run.config.data
+    tokenizer.check_dense("locality")
     resolution = data.resolution if RESOLUTION.value is None else RESOLUTION.value
     grid = tokenizer.grid(resolution, resolution)
     cells = _box(grid)
@@ -99,13 +100,14 @@ def main() -> None:
         pixels = build_source(data.source, "validation", resolution)[0]["image"]
     log = setup_logging(workdir)
 
-    image = np.asarray(to_float(center_crop(pixels, resolution)[None]))
-    apply: Any = jax.jit(tokenizer.apply, static_argnames=("method",))
-    codes = apply(run.tokenizer_variables, image, method="encode").code_map
+    cropped = center_crop(pixels, resolution)[None]
+    image = np.asarray(to_float(cropped))
+    codes = run.encode(cropped).code_map
     x0, y0, x1, y1 = cells
     changed = codes.at[:, y0:y1, x0:x1].set(CODE.value)
     if jnp.array_equal(codes, changed):
         raise InputError(f"--code={CODE.value}: the region has no other code; give another one")
+    apply: Any = jax.jit(tokenizer.apply, static_argnames=("method",))
     before, after = (
         np.asarray(apply(run.tokenizer_variables, Tokens.dense(c), method="decode"))
         for c in (codes, changed)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from vqjax.conditions import NoCondition
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
 from vqjax.evaluation.network_registry import build_network
@@ -159,7 +160,8 @@ def _batches(run: Run, source: Source, limit: int | None) -> Iterator[dict[str, 
     size = min(count, 32)
     return evaluation_batches(
         source,
-        run.condition,
+        # Images and classes are looked at, not what a prior is told.
+        NoCondition(),
         data_settings(run.config),
         batch_size=-(-size // devices) * devices,
         limit=limit,
@@ -177,8 +179,8 @@ def _stage(run: Run, name: str) -> StageReport:
     Raises:
         InputError: it has no checkpoint.
     """
-    place = trained_stage(run.config, run.workdir, name)
-    folder, settings = place.folder, place.config
+    trained = trained_stage(run.config, run.workdir, name)
+    folder, settings = trained.folder, trained.config
     variables = run.stage_variables(name)
     checkpointer = Checkpointer(folder / "checkpoints", read_only=True)
     newest = checkpointer.latest_step

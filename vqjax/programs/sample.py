@@ -21,7 +21,6 @@ from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Run
-from vqjax.pixels import to_float
 from vqjax.programs import command_line, sampling_flags
 from vqjax.training.console import setup_logging
 
@@ -29,7 +28,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "Folder for the images [<workdir>/samples]")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other images")
 LABEL = flags.DEFINE_string(
-    "label", "", "Class, by name or number; for class-conditional runs [all in turn; an edit: none]"
+    "label",
+    "",
+    "What is to be seen, for conditional runs: a class, by name or number [all in turn; an edit:"
+    " none]",
 )
 SAMPLING = sampling_flags.define()
 ACCEPTANCE = flags.DEFINE_float(
@@ -60,7 +62,7 @@ def main() -> None:
     count = sampling.generation.num_images
     edit = _edit(run)
     conditions = _conditions(run, count, edit)
-    rejection = SAMPLING.rejection(ACCEPTANCE.value, run.prior.num_ids, conditions)
+    rejection = SAMPLING.rejection(ACCEPTANCE.value, len(run.condition.classes), conditions)
     log = setup_logging(workdir)
 
     batches = run.images(
@@ -106,8 +108,8 @@ def _edit(run: Run) -> editing.Edit | None:
     if EDIT.value == "outpaint":
         sides = {side: flag.value or 0 for side, flag in SIDES.items()}
         return editing.outpaint(run.tokenizer, image, **sides)
-    if not run.prior.num_ids:
-        raise InputError("--edit=replace is for class-conditional runs: use --edit=inpaint instead")
+    if not run.condition.length:
+        raise InputError("--edit=replace is for conditional runs: use --edit=inpaint instead")
     if not LABEL.value:
         raise InputError("--edit=replace needs --label: what is to be in the box")
     return editing.replace(run.tokenizer, image, command_line.read_box(BOX.value or ()))
@@ -124,4 +126,4 @@ def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
 
 
 def _write_grid(images: list[np.ndarray], columns: int, file: epath.Path) -> None:
-    write_png(file, image_grid(np.asarray(to_float(np.stack(images))), columns))
+    write_png(file, image_grid(np.stack(images), columns))

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from vqjax.errors import InputError
 from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet_classifier
-from vqjax.runs.build import GenerationSettings
+from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import Rejection, Score
 from vqjax.settings import choices_of, describe_settings
@@ -54,13 +54,13 @@ class SamplingFlags:
         return imagenet_classifier(self.classifier.value, weights)
 
     def rejection(
-        self, acceptance: float, num_ids: int, conditions: Int[np.ndarray, "n c"]
+        self, acceptance: float, classes: int, conditions: Int[np.ndarray, "n c"]
     ) -> Rejection | None:
         """The test that candidates have to pass; None where all do.
 
         Args:
             acceptance: fraction that is kept, (0, 1].
-            num_ids: size of the condition's vocabulary; 0 for an unconditional prior.
+            classes: of the run; 0 where its prior is told none.
             conditions: of the wanted images.
 
         Raises:
@@ -68,11 +68,11 @@ class SamplingFlags:
         """
         if acceptance == 1.0:
             return None
-        of_imagenet = num_ids == 1000 and conditions.shape[1] == 1 and conditions.max() < num_ids
+        of_imagenet = classes == 1000 and conditions.max() < classes
         if self.score.value == "label" and not of_imagenet:
             raise InputError(
                 "--score=label is by the class of each image, of ImageNet's 1000: this run has"
-                f" {num_ids}, and an edit needs --label; give --score=confidence"
+                f" {classes}, and an edit needs --label; give --score=confidence"
             )
         by: Score = "label" if self.score.value == "label" else "confidence"
         return Rejection(acceptance, self.build_classifier(), by)

@@ -19,7 +19,7 @@ from vqjax.runs.build import build_condition, check_config, data_settings
 from vqjax.runs.description import as_text, describe
 from vqjax.runs.record import record_start
 from vqjax.runs.stages import check_weights_will_be_there, stages_to_train
-from vqjax.runs.workdir import check_workdir, write_condition, write_config
+from vqjax.runs.workdir import check_condition, check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
 from vqjax.training.loop import TrainingData, train_stage
 from vqjax.training.profile import parse_steps
@@ -67,6 +67,8 @@ def main() -> None:
     train_source = build_source(config.data.source, "train", settings.resolution)
     validation_source = build_source(config.data.source, "validation", settings.resolution)
     condition = build_condition(config, train_source)
+    if not ACCEPT.value:
+        check_condition(condition, workdir)
     for name in names:
         if name not in stages:
             stages[name] = build_stage(config, name, workdir, condition)

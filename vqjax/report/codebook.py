@@ -1,8 +1,7 @@
 """The use and the layout of a run's codebook. Source: paper 002, figure 5 and table 6."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 
 from vqjax import quantizers
+from vqjax.generation.codec import encode
 from vqjax.generation.run import Run
 from vqjax.parallel import batch_sharding, to_host
-from vqjax.pixels import to_float
 from vqjax.report.charts import Chart, codebook_map, frequencies
 
 
@@ -46,12 +45,11 @@ def inspect(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Codebook:
         batches: of `evaluation_batches`, of a size that its devices divide.
     """
     tokenizer = run.tokenizer
-    apply: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
     share = batch_sharding(run.mesh)
     counts, images = np.zeros(tokenizer.num_codes), 0
     for batch in batches:
-        pixels = jax.device_put(batch["image"], share)
-        tokens = apply(run.tokenizer_variables, to_float(pixels), method="encode")
+        shared = jax.device_put(batch["image"], share)
+        tokens = encode(tokenizer, run.tokenizer_variables, shared)
         codes = to_host(tokens.codes)
         counts += to_host(quantizers.count_codes(codes, len(counts), batch["valid"]))
         images += int(batch["valid"].sum())

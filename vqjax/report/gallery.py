@@ -3,24 +3,24 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from vqjax.generation.decoding import decode
+from vqjax.generation.codec import decode, encode
 from vqjax.generation.run import Images, Run
 from vqjax.losses.pixelwise import psnr
 from vqjax.parallel import batch_sharding, to_host
 from vqjax.pixels import to_float
+from vqjax.samplers.rejection import condition_groups
 
 # Larger images are shrunk to this side: a page of photographs would be a burden to a phone.
 MAX_SIDE = 256
-# Classes whose samples are shown, at most.
-_CLASSES = 12
+# Conditions whose samples are shown, at most.
+_CONDITIONS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Samples:
     """Images that were drawn.
 
     Attributes:
-        groups: pictures by class; by "" where there are no classes.
+        groups: pictures by condition, in words; by "" where there is none.
         images: of all groups, in order.
-        names: class of each, "" without classes.
+        names: condition of each.
         settings: how they were drawn, in words.
-        classes: of the run; more than `groups` where not all are shown.
+        classes: of the run, more than `groups` where not all are shown; 0 where none are told.
     """
 
     groups: dict[str, list[Picture]]
@@ -95,9 +95,7 @@ def reconstructions(
         labels: their classes.
     """
     tokenizer, variables = run.tokenizer, run.tokenizer_variables
-    encode: Callable[..., Any] = jax.jit(tokenizer.apply, static_argnames=("method",))
-    pixels = to_float(jax.device_put(images, batch_sharding(run.mesh)))
-    tokens = encode(variables, pixels, method="encode")
+    tokens = encode(tokenizer, variables, jax.device_put(images, batch_sharding(run.mesh)))
     tile = run.sampling().generation.decode_tile if run.prior_stage else 0
     rebuilt = to_host(decode(tokenizer, variables, tokens, tile))
     errors = to_host(psnr(to_float(images), to_float(rebuilt)))
@@ -116,22 +114,25 @@ def reconstructions(
 
 
 def samples(run: Run, count: int, seed: int) -> Samples:
-    """Images drawn as `config.sampling` says: about `count` in all, as many of each class.
+    """Images drawn as `config.sampling` says: about `count` in all, as many of each condition.
 
     Raises:
         InputError: there is no trained prior, or a setting is out of its range.
     """
     sampling = run.sampling()
-    every = run.condition.in_turn(max(run.condition.num_ids, 1))
+    classes = run.condition.classes
+    every, _ = condition_groups(run.condition.in_turn(len(classes) or _CONDITIONS))
     # Evenly spaced where there are many.
-    shown = np.unique(np.linspace(0, len(every) - 1, min(len(every), _CLASSES)).round().astype(int))
+    number = min(len(every), _CONDITIONS)
+    shown = np.unique(np.linspace(0, len(every) - 1, number).round().astype(int))
     conditions = np.repeat(every[shown], -(-count // len(shown)), axis=0)
     images = np.concatenate(list(run.images(conditions, sampling, seed=seed)))
     names = [run.condition.describe(ids) for ids in conditions]
     groups: dict[str, list[Picture]] = {}
     for image, name in zip(images, names, strict=True):
-        alt = f"sample of class {name}" if name else "sample"
+        of = f" of class {name}" if classes else f": {name}" if name else ""
+        alt = f"sample{of}"
         groups.setdefault(name, []).append(picture(image, alt))
     settings = dataclasses.asdict(sampling.sampler)
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
-    return Samples(groups, images, names, f"{told}, seed {seed}", run.condition.num_ids)
+    return Samples(groups, images, names, f"{told}, seed {seed}", len(classes))

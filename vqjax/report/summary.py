@@ -38,9 +38,8 @@ def summary(
         f" codes out of {tokenizer.num_codes:,}"
     )
     if run.prior_stage in sizes:
-        kind = {"none": "unconditional", "class": "class-conditional"}.get(
-            run.condition.name, f"{run.condition.name}-conditional"
-        )
+        conditional = f"{run.condition.name}-conditional"
+        kind = conditional if run.condition.length else "unconditional"
         models += f", and a prior ({sizes[run.prior_stage]}, {kind}) that draws such codes"
     images = "" if isinstance(training, Missing) else f"{len(training):,} images: "
     sentences = [f"{models}; trained on {images}{data.source.name}"]

@@ -1,6 +1,7 @@
 """From a config to its models, its condition and its settings: only to those that are asked for."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,45 +13,12 @@ from vqjax.data import DataSettings
 from vqjax.errors import FieldError, InputError
 from vqjax.priors import Prior, build_prior
 from vqjax.registry import did_you_mean
+from vqjax.runs.sampling import GenerationSettings, Sampling
 from vqjax.runs.stages import all_stages, decoder_of, stage_settings, tokenizer_of
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.guidance import check_guidance
-from vqjax.settings import Range, check_settings, setting
 from vqjax.tokenizers import Tokenizer, build_tokenizer
 from vqjax.tokenizers.base import same_codes
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationSettings:
-    """Settings of drawing images, beside those of the sampler.
-
-    Raises:
-        FieldError: a value out of its range.
-    """
-
-    num_images: int = setting(64, "images that sample.py draws", Range(1))
-    batch_size: int = setting(64, "images that are drawn at a time", Range(1))
-    decode_tile: int = setting(
-        0, "side in pixels of the tiles that are decoded one by one; 0 for the whole", Range(0)
-    )
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_settings(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """`config.sampling`, read and checked.
-
-    Attributes:
-        sampler: the settings dataclass of the prior's sampler.
-        generation: the rest.
-    """
-
-    sampler: Any
-    generation: GenerationSettings
-
 
 # Top-level keys of a config that are no stages; "sampling" is there if a prior is.
 _KEYS = ("seed", "stages", "data", "mesh", "condition", "profile")
@@ -113,13 +81,22 @@ def build_condition(config: ConfigDict, source: LabelledSource) -> Condition:
     """The condition of a run, made from its training set.
 
     Raises:
-        InputError: unknown name or field.
+        InputError: unknown name or field, or a value that the condition refuses.
     """
     fields = config.condition.to_dict()
     cls = condition_class(fields.pop("name", None))
-    if fields:
-        raise InputError(f"config.condition.{next(iter(fields))}: {cls.name} has no such field")
-    return cls.of(source)
+    # The first parameter is the source.
+    valid = list(inspect.signature(cls.of).parameters)[1:]
+    for key in fields:
+        if key not in valid:
+            hint = did_you_mean(key, valid) if valid else "it has none"
+            raise InputError(
+                f"config.condition.{key}: the condition {cls.name!r} has no such field; {hint}"
+            )
+    try:
+        return cls.of(source, **fields)
+    except FieldError as e:
+        raise InputError(f"config.condition.{e}") from None
 
 
 def build_stage_tokenizer(config: ConfigDict, stage: str) -> Tokenizer:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vqjax.conditions import ClassCondition, Condition, NoCondition
+from vqjax.conditions import Condition, NoCondition
 from vqjax.data import build_source
 from vqjax.errors import InputError
 from vqjax.runs.build import (
@@ -15,7 +15,7 @@ from vqjax.runs.build import (
     build_stage_tokenizer,
     check_config,
 )
-from vqjax.runs.stages import all_stages, decoder_of, tokenizer_of
+from vqjax.runs.stages import all_stages, decoder_of, stages_to_train, tokenizer_of
 from vqjax.runs.weights import prior_shapes, split_decoder
 from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 
@@ -30,8 +30,9 @@ def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str
     Returns:
         {"stages": [{"name", "kind", "model", "parameters", "frozen_parameters", "steps",
         "batch_size", ...}], "resolution", "latent_grid", "tokens_per_image", "num_codes",
-        "condition", "data"}; a prior that is conditional on a data set that is not there is counted
-        without the embedding of its condition, and says so in "note".
+        "condition", "classes", "data"}; "classes" is how many, 0 where the condition is no class. A
+        prior that is conditional on a data set that is not there is counted without the embedding
+        of its condition, and says so in "note".
 
     Raises:
         InputError: as the builders of the models.
@@ -85,9 +86,14 @@ def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str
         stages.append(stage)
     return {
         "stages": stages,
-        "train": list(config.stages),
+        "train": stages_to_train(config),
         "resolution": side,
-        "condition": {"name": condition.name, "ids": condition.num_ids, "length": condition.length},
+        "condition": {
+            "name": config.condition.name,
+            "ids": condition.num_ids,
+            "length": condition.length,
+        },
+        "classes": len(condition.classes),
         "data": config.data.source.to_dict(),
     }
 
@@ -96,12 +102,11 @@ def as_text(described: Mapping[str, Any]) -> str:
     """A description in lines for a person."""
     data = described["data"]
     where = next((f" in {data[key]}" for key in ("path", "data_dir") if data.get(key)), "")
-    side, condition = described["resolution"], described["condition"]
-    told = {"none": "unconditional", "class": f"{condition['ids']} classes"}
-    lines = [
-        f"{data['name']}{where}, {side}x{side} pixels,"
-        f" {told.get(condition['name'], condition['name'])}"
-    ]
+    side, name = described["resolution"], described["condition"]["name"]
+    told = f"{name}-conditional" if name != "none" else "unconditional"
+    if described["classes"]:
+        told = f"{described['classes']} classes"
+    lines = [f"{data['name']}{where}, {side}x{side} pixels, {told}"]
     for stage in described["stages"]:
         h, w = stage["latent_grid"]
         text = f"{stage['name']}: {stage['model']}, {stage['parameters']:,} parameters"
@@ -131,7 +136,7 @@ def _condition(config: ConfigDict) -> tuple[Condition, str | None]:
     try:
         source = build_source(config.data.source, "train", config.data.resolution, prepare=False)
     except InputError:
-        return ClassCondition(()), "without its condition: the data set is not there"
+        return NoCondition(), "without its condition: the data set is not there"
     return build_condition(config, source), None
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from etils import epath
 
-import vqjax
 from vqjax.errors import InputError
 from vqjax.files import write_whole
 from vqjax.runs.checkpoints import saved_steps
@@ -72,7 +71,7 @@ def _start(workdir: epath.Path) -> dict[str, Any]:
             if (steps := saved_steps(stage / "checkpoints"))
         },
         "versions": {"python": platform.python_version()} | _versions(),
-        "git": git_state(Path(vqjax.__file__).parents[1]),
+        "git": git_state(Path(__file__).parents[2]),
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,

@@ -3,9 +3,11 @@
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from vqjax.conditions import Condition, NoCondition, from_json, to_json
@@ -77,25 +79,66 @@ def write_condition(workdir: epath.PathLike, condition: Condition) -> None:
 
 
 def read_condition(workdir: epath.PathLike) -> Condition:
-    """The condition that `write_condition` stored; none where training has not begun."""
-    file = epath.Path(workdir) / "condition.json"
-    return from_json(json.loads(file.read_text())) if file.exists() else NoCondition()
+    """The condition that `write_condition` stored; none for a run whose config has none.
+
+    Raises:
+        InputError: the config names one and the file is not there, or not that of a condition.
+    """
+    workdir = epath.Path(workdir)
+    file, name = workdir / "condition.json", read_config(workdir).condition.name
+    try:
+        return from_json(json.loads(file.read_text()))
+    except FileNotFoundError:
+        if name == "none":
+            return NoCondition()
+        raise InputError(
+            f"{file} is not there, but the run's condition is {name!r}, which its prior needs:"
+            " train.py with the run's config and data writes it again"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(
+            f"{file} is not that of a condition ({type(e).__name__}: {e}): delete it, and train.py"
+            " with the run's config and data writes it again"
+        ) from None
 
 
-def differences(before: Any, now: Any, prefix: str, allowed: re.Pattern[str]) -> list[str]:
+def check_condition(condition: Condition, workdir: epath.PathLike) -> None:
+    """Checks that a folder which holds a condition was made with this one.
+
+    Raises:
+        InputError: it was not (what differs is listed), or its condition cannot be read.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / "condition.json").exists():
+        return
+    before, now = (_by_index(to_json(c)) for c in (read_condition(workdir), condition))
+    differing = differences(before, now, "condition.")
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"{workdir} was made with another condition: {'; '.join(differing[:3])}{more}. Bring"
+            " the data back to what it was, give another --workdir, or --accept_config_changes to"
+            " go on with the new condition"
+        )
+
+
+def _by_index(tree: Any) -> Any:
+    """A tree in which the items of a list are keyed by their place in it."""
+    if isinstance(tree, list | tuple):
+        tree = {str(place): item for place, item in enumerate(tree)}
+    return {key: _by_index(x) for key, x in tree.items()} if isinstance(tree, dict) else tree
+
+
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    prefix: str,
+    allowed: re.Pattern[str] | None = None,
+) -> list[str]:
     """Settings that differ between two trees of them, in words, but for allowed keys."""
-    before, now = _flat(before, prefix), _flat(now, prefix)
+    before, now = (flatten_dict(tree, sep=".") for tree in (before, now))
     return [
-        f"{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
+        f"{prefix}{key} was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not allowed.fullmatch(key)
+        if before.get(key) != now.get(key) and not (allowed and allowed.fullmatch(f"{prefix}{key}"))
     ]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat

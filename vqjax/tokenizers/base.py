@@ -49,6 +49,18 @@ class Tokenizer(nn.Module):
         """The factor f between the sides of image and latent grid."""
         raise NotImplementedError
 
+    def check_dense(self, what: str) -> None:
+        """Checks that the tokens have a map of codes, which `what` needs.
+
+        Raises:
+            InputError: they are sparse.
+        """
+        if self.token_kind != "dense":
+            raise InputError(
+                f"{what} needs a code for every cell of the latent grid, but the tokenizer"
+                f" {type(self).__name__} makes {self.token_kind} tokens"
+            )
+
     def check_tile(self, tile: int) -> None:
         """Checks the side of the tiles that `decode` is asked for, in pixels; 0 is no tiles.
 

@@ -1,4 +1,4 @@
-"""From tokens to the pixels of images, whatever their grid."""
+"""From images to tokens, and from tokens of whatever grid to images."""
 
 import functools
 from collections.abc import Mapping
@@ -6,11 +6,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vqjax.pixels import to_bytes
+from vqjax.pixels import to_bytes, to_float
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
+
+
+@functools.partial(jax.jit, static_argnames=("tokenizer",))
+def encode(
+    tokenizer: Tokenizer,
+    variables: Mapping[str, Any],
+    images: UInt8[Array | np.ndarray, "b H W 3"],
+) -> Tokens:
+    """Tokens of 8-bit images of a size that the tokenizer takes.
+
+    Raises:
+        InputError: it does not take it.
+    """
+    return tokenizer.apply(variables, to_float(images), method="encode")
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer", "tile", "rounded"))
@@ -30,10 +45,14 @@ def decode(
             the decoder.
         tile: see `Tokenizer.decode`.
         rounded: to 8 bits; else [-1, 1].
+
+    Raises:
+        InputError: sparse tokens on a grid that does not fit the tokenizer.
     """
     h, w = tokens.grid
     f = tokenizer.downsampling
     if not all(tokenizer.fits(side * f) for side in tokens.grid):
+        tokenizer.check_dense(f"an image of {w * f}x{h * f} pixels")
         padding = [(0, tokenizer.fitting_side(side * f) // f - side) for side in (h, w)]
         tokens = Tokens.dense(jnp.pad(tokens.code_map, ((0, 0), *padding), mode="edge"))
     images: Float[Array, "b H W 3"] = tokenizer.apply(variables, tokens, tile, method="decode")

@@ -1,0 +1,22 @@
+"""Curves of the training's metrics."""
+
+import numpy as np
+
+from vqjax.report import curves
+
+
+def test_curves_of_a_run_that_is_being_written(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 2, "train/loss": 3.0, "train/new": 1}\n{"step": 4, "train/loss": null}\n'
+        '{"step": 4, "validation/loss_at_0.5": 2.5}\n{"step": 6, "tra'
+    )
+    found = curves.read_metrics(file)
+    assert found["train/loss"][0] == [2.0, 4.0] and np.isnan(found["train/loss"][1][1])
+    assert curves.last(found, "validation/loss_at_0.5") == 2.5
+    assert curves.last(found, "train/none") is None
+    drawn = {chart.title: chart for chart in curves.charts("prior", found, start=None)}
+    # A metric that nobody knew is drawn too.
+    assert set(drawn) == {"Loss", "Held-out loss, nats a token", "new"}
+    assert "loss from 3 to 3" in drawn["Loss"].svg
+    assert "0.5 masked from 2.5 to 2.5" in drawn["Held-out loss, nats a token"].svg
