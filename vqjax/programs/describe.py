@@ -3,8 +3,8 @@
     vqjax describe --config=configs/ffhq_effvqgan.py:f=8 [--json]
     vqjax describe --workdir=runs/ffhq
 
-Nothing is read but the config, and nothing is computed. A class-conditional prior is counted with
-the classes of the run, or of the data set where it is there.
+Nothing is read but the config, and for a conditional prior what its run or its data set, where that
+is there, says of its condition. Nothing is computed.
 """
 
 import json

@@ -28,11 +28,11 @@ def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str
         condition: of the run; None for what the data set says, where it is there.
 
     Returns:
-        {"stages": [{"name", "kind", "model", "parameters", "frozen_parameters", "steps",
-        "batch_size", ...}], "resolution", "latent_grid", "tokens_per_image", "num_codes",
-        "condition", "classes", "data"}; "classes" is how many, 0 where the condition is no class. A
-        prior that is conditional on a data set that is not there is counted without the embedding
-        of its condition, and says so in "note".
+        {"stages": [{"name", "kind", "model", "parameters", "latent_grid", "tokens_per_image",
+        "num_codes", "batch_size", "steps", ...}], "train", "resolution", "condition", "classes",
+        "data"}: stages as `all_stages`, and in "train" those that are trained; "classes" is how
+        many, 0 where the condition is no class. A prior that is conditional on a data set that is
+        not there is counted without the embedding of its condition, and says so in "note".
 
     Raises:
         InputError: as the builders of the models.
