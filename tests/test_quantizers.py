@@ -394,6 +394,13 @@ def test_only_the_codes_of_valid_rows_are_counted(shape):
     np.testing.assert_array_equal(count_codes(codes, 4, ~valid & valid), np.zeros(4))
 
 
+def test_only_valid_codes_are_counted():
+    codes = np.random.default_rng(0).integers(0, 4, (5, 6))
+    valid = np.random.default_rng(1).random((5, 6)) < 0.5
+    counted = count_codes(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid], minlength=4))
+
+
 def test_a_batch_split_over_devices_gives_what_the_whole_gives():
     assert jax.device_count() == 8
     models = (

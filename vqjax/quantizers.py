@@ -54,19 +54,19 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 def count_codes(
     codes: Int[Array | np.ndarray, "*n"],
     num_codes: int,
-    valid: Bool[Array | np.ndarray, "b"] | None = None,
+    valid: Bool[Array | np.ndarray, "..."] | None = None,
 ) -> Float[Array, "k"]:
     """Counts of each code.
 
     Args:
         codes: of any shape, [0, num_codes).
         num_codes: K, size of the codebook.
-        valid: which rows along the leading axis count [all].
+        valid: which codes count, or which rows of codes along the leading axes [all].
     """
     codes = jnp.asarray(codes)
     if valid is not None:
         # Beyond the codebook, where nothing is counted.
-        rows = jnp.reshape(valid, (-1, *(1,) * (codes.ndim - 1)))
+        rows = jnp.reshape(valid, (*valid.shape, *(1,) * (codes.ndim - valid.ndim)))
         codes = jnp.where(rows, codes, num_codes)
     return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
 

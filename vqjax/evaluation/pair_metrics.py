@@ -18,6 +18,7 @@ from vqjax.losses.pixelwise import psnr
 from vqjax.pixels import to_float
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokenizers.base import tokens_shape
+from vqjax.tokens import Tokens
 
 # Codes that are counted at a time.
 _CHUNK = 4096
@@ -95,12 +96,15 @@ def measurer(
     return measure
 
 
-def summary(rows: Rows, num_codes: int) -> tuple[Measurements, dict[str, Float[np.ndarray, " n"]]]:
+def summary(
+    rows: Rows, num_codes: int, grid: tuple[int, int]
+) -> tuple[Measurements, dict[str, Float[np.ndarray, " n"]]]:
     """Means over the images with their standard errors, and the codebook's use over all of them.
 
     Args:
         rows: with the columns of `columns`.
         num_codes: size of the codebook.
+        grid: (h, w) of the tokens.
 
     Returns:
         The measurements, and the metrics of each image that they are means of.
@@ -117,8 +121,9 @@ def summary(rows: Rows, num_codes: int) -> tuple[Measurements, dict[str, Float[n
             found.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     counts = np.zeros(num_codes)
     for start in range(0, rows.count, _CHUNK):
-        codes = rows["codes"][start : start + _CHUNK]
-        counts += np.asarray(quantizers.count_codes(codes, num_codes))
+        part = (rows[name][start : start + _CHUNK] for name in ("codes", "positions"))
+        tokens = Tokens(*map(jnp.asarray, part), grid)
+        counts += np.asarray(quantizers.count_codes(tokens.codes, num_codes, tokens.present))
     total = jnp.asarray(counts, jnp.float32)
     found.metrics["codebook usage"] = float(quantizers.usage(total))
     found.metrics["codebook perplexity"] = float(quantizers.perplexity(total))

@@ -326,12 +326,13 @@ class TokenizerStage(Stage):
         x = to_float(images)
         y, tokens, _, _ = self.model.apply(variables, x, train=False)
         weight = valid.astype(jnp.float32)
+        counted = valid[:, None] & tokens.present
         sums = {
             "images": jnp.sum(weight),
             "psnr": jnp.sum(weight * psnr(x, y)),
             "l1": jnp.sum(weight * jnp.mean(jnp.abs(x - y), axis=(1, 2, 3))),
             "l2": jnp.sum(weight * jnp.mean((x - y) ** 2, axis=(1, 2, 3))),
-            "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, valid),
+            "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, counted),
         }
         if self.lpips:
             sums["perceptual"] = jnp.sum(weight * self.lpips.apply(frozen["perceptual"], y, x))
