@@ -40,6 +40,7 @@ from vqjax.programs import command_line
 from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.samplers.multigrained import MultiGrainedSampling, sample
+from vqjax.tokenizers.base import init_keys
 from vqjax.tokens import Tokens
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
@@ -96,8 +97,7 @@ def reconstruction(batch: int, layers: int) -> Iterator[Row]:
 
             def make(model: Any = model) -> tuple[Any, ...]:
                 images = jnp.zeros((batch, 256, 256, 3))
-                keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
-                return model.init(keys, images), images
+                return model.init(init_keys(model, jax.random.key(0)), images), images
 
             def run(variables: Any, images: Any, model: Any = model) -> Any:
                 return model.apply(variables, images)[0]

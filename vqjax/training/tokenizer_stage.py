@@ -25,6 +25,7 @@ from vqjax.runs.build import build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
 from vqjax.runs.weights import load_weights
 from vqjax.settings import Range, check_settings, setting
+from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
@@ -86,9 +87,8 @@ class TokenizerStage(Stage):
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
         """The tokenizer's variables."""
-        params, restart = jax.random.split(key)
         images = jnp.zeros((1, *self.image_shape))
-        return self.model.init({"params": params, "restart": restart}, images, train=True)
+        return self.model.init(init_keys(self.model, key), images, train=True)
 
     def init(self, key: Key[Array, ""]) -> State:
         """The state before the first step, with that of the discriminator."""
@@ -186,7 +186,7 @@ class TokenizerStage(Stage):
                 self.variables(params, model_states["model"], frozen),
                 x,
                 train=self.trains_codes,
-                rngs={"restart": rng},
+                rngs=step_keys(self.model, rng),
                 mutable=list(model_states["model"]),
                 method="features",
             )
