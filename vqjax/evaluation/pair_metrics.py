@@ -121,8 +121,9 @@ def summary(
             found.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     counts = np.zeros(num_codes)
     for start in range(0, rows.count, _CHUNK):
-        part = (rows[name][start : start + _CHUNK] for name in ("codes", "positions"))
-        tokens = Tokens(*map(jnp.asarray, part), grid)
+        part = slice(start, start + _CHUNK)
+        codes, positions = (jnp.asarray(rows[name][part]) for name in ("codes", "positions"))
+        tokens = Tokens(codes, positions, grid)
         counts += np.asarray(quantizers.count_codes(tokens.codes, num_codes, tokens.present))
     total = jnp.asarray(counts, jnp.float32)
     found.metrics["codebook usage"] = float(quantizers.usage(total))
