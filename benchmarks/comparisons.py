@@ -30,14 +30,13 @@ from absl import flags
 from jaxtyping import Array, Float, Int
 from measuring import program_memory, seconds_per_call
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
 from vqjax.priors.base import init_prior
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.programs import command_line
-from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.samplers.multigrained import MultiGrainedSampling, sample
 from vqjax.tokenizers.base import init_keys

@@ -26,12 +26,11 @@ from measuring import MIB, program_memory, seconds_per_call
 from ml_collections import ConfigDict, config_flags
 
 from vqjax.conditions import NoCondition
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.parallel import batch_sharding, make_mesh, placed, process_rows
 from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.programs import command_line
-from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
 from vqjax.runs.weights import prior_shapes
 from vqjax.samplers import SAMPLERS

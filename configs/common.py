@@ -5,8 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax.data import DataSettings
-from vqjax.errors import InputError
-from vqjax.registry import did_you_mean
+from vqjax.errors import InputError, did_you_mean
 from vqjax.runs.build import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
+from vqjax.settings import check_settings
 from vqjax.tokens import Tokens
 
 Metrics = dict[str, Float[Array, ""]]
@@ -36,6 +37,15 @@ class Tokenizer(nn.Module):
     rngs: ClassVar[tuple[str, ...]] = ("restart",)
 
     quantizer: VectorQuantizer
+
+    def __post_init__(self) -> None:
+        """Checks the fields, each by itself.
+
+        Raises:
+            FieldError: a value out of its range.
+        """
+        check_settings(self)
+        super().__post_init__()
 
     if TYPE_CHECKING:
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vqjax import quantizers, registry
 from vqjax.generation.image_grid import pair_grid
 from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from vqjax.losses.perceptual import LPIPS, load_lpips
+from vqjax.losses.perceptual import LPIPS, Net, load_lpips
 from vqjax.losses.pixelwise import l1_loss, l2_loss, psnr
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
@@ -46,7 +46,7 @@ class LossWeights:
     l1: float = setting(0.0, "mean absolute error of the pixels", Range(0))
     l2: float = setting(1.0, "mean squared error of the pixels", Range(0))
     perceptual: float = setting(1.0, "LPIPS", Range(0))
-    perceptual_net: Literal["vgg16", "alexnet"] = setting("vgg16", "trunk of LPIPS")
+    perceptual_net: Net = setting("vgg16", "trunk of LPIPS")
     vq: float = setting(1.0, "the quantizer's loss", Range(0))
 
     def __post_init__(self) -> None:
