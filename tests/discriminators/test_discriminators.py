@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from discriminator_oracles import build
 
-from vqjax.discriminators import DISCRIMINATORS
+from vqjax.discriminators import DISCRIMINATORS, build_discriminator
 from vqjax.errors import InputError
 
 
@@ -27,5 +27,7 @@ def test_unknown_names_and_fields_are_refused():
         InputError, match=r"discriminator\.model\.name='patch'.*patchgan, projected"
     ):
         build({"name": "patch"})
+    with pytest.raises(InputError, match=r"^config\.fine\.model\.width=0: at least 1 is needed"):
+        build_discriminator("fine.model", {"name": "patchgan", "width": 0})
     with pytest.raises(InputError, match=r"model\.widht.*did you mean 'width'"):
         build({"name": "patchgan", "widht": 3})
