@@ -110,7 +110,7 @@ def sampling(batch: int, layers: int) -> Iterator[Row]:
     for block in (1, 2, 4, 8, 16):
         prior = MultiGrainedPrior(NUM_CODES, grid, block_size=block, num_layers=layers, dropout=0.0)
         steps = min(8, block**2)
-        settings = MultiGrainedSampling(steps)
+        settings = MultiGrainedSampling(steps=steps)
 
         def make(prior: Any = prior) -> tuple[Any, ...]:
             condition = jnp.zeros((batch, 0), jnp.int32)
