@@ -30,16 +30,16 @@ from absl import flags
 from jaxtyping import Array, Float, Int
 from measuring import program_memory, seconds_per_call
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
 from vqjax.priors.base import init_prior
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.programs import command_line
-from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.samplers.multigrained import MultiGrainedSampling, sample
+from vqjax.tokenizers.base import init_keys
 from vqjax.tokens import Tokens
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
@@ -96,8 +96,7 @@ def reconstruction(batch: int, layers: int) -> Iterator[Row]:
 
             def make(model: Any = model) -> tuple[Any, ...]:
                 images = jnp.zeros((batch, 256, 256, 3))
-                keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
-                return model.init(keys, images), images
+                return model.init(init_keys(model, jax.random.key(0)), images), images
 
             def run(variables: Any, images: Any, model: Any = model) -> Any:
                 return model.apply(variables, images)[0]
@@ -111,7 +110,7 @@ def sampling(batch: int, layers: int) -> Iterator[Row]:
     for block in (1, 2, 4, 8, 16):
         prior = MultiGrainedPrior(NUM_CODES, grid, block_size=block, num_layers=layers, dropout=0.0)
         steps = min(8, block**2)
-        settings = MultiGrainedSampling(steps)
+        settings = MultiGrainedSampling(steps=steps)
 
         def make(prior: Any = prior) -> tuple[Any, ...]:
             condition = jnp.zeros((batch, 0), jnp.int32)

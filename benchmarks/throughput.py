@@ -1,5 +1,8 @@
 """Speed, compile time and memory of every program of a config; needs no data and no weights.
 
+A class-conditional prior is measured with its condition where the data set is there to count its
+classes, and without it, which the head says, where it is not.
+
     python benchmarks/throughput.py --config=configs/openmoji_effvqgan.py:res=64,f=8
     python benchmarks/throughput.py --config=configs/ffhq_effvqgan.py --what=prior_step --repeats=0
 
@@ -25,14 +28,15 @@ from jaxtyping import Array, Int, UInt8
 from measuring import MIB, program_memory, seconds_per_call
 from ml_collections import ConfigDict, config_flags
 
-from vqjax.conditions import NoCondition
-from vqjax.errors import InputError
+from vqjax.conditions import Condition, NoCondition
+from vqjax.errors import InputError, did_you_mean
 from vqjax.parallel import batch_sharding, make_mesh, placed, process_rows
 from vqjax.pixels import to_float
 from vqjax.priors import Prior
 from vqjax.programs import command_line
-from vqjax.registry import did_you_mean
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.description import as_text, describe, known_condition
+from vqjax.runs.stages import all_stages, stages_of, tokenizer_of
 from vqjax.runs.weights import prior_shapes
 from vqjax.samplers import SAMPLERS
 from vqjax.tokenizers import Tokenizer
@@ -85,13 +89,13 @@ def random_arrays(shapes: Any, integers_below: int = 1) -> Any:
     return jax.jit(lambda: jax.tree.map(fill, shapes), out_shardings=shardings)()
 
 
-def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
+def train_step(config: ConfigDict, mesh: Mesh, condition: Condition, name: str) -> Program:
     """A stage's training step, on bytes as they come from the data pipeline."""
-    stage = build_stage(config, name, epath.Path())
+    stage = build_stage(config, name, epath.Path(), condition)
     state = abstract_state(stage, mesh)
     rest = (
         placed(stage.frozen_shapes(), mesh),
-        batch_shapes(stage.settings.batch_size, config.data.resolution, 0, mesh),
+        batch_shapes(stage.settings.batch_size, config.data.resolution, condition.length, mesh),
     )
 
     def arguments() -> tuple[Any, ...]:
@@ -108,78 +112,93 @@ def train_step(config: ConfigDict, mesh: Mesh, name: str) -> Program:
     )
 
 
-def encode(config: ConfigDict, mesh: Mesh) -> Program:
-    """Bytes to tokens."""
-    tokenizer = build_stage_tokenizer(config, "tokenizer")
+def encode(config: ConfigDict, mesh: Mesh, condition: Condition, name: str) -> Program:
+    """Bytes to tokens, by the tokenizer of a stage."""
+    del condition
+    tokenizer = build_stage_tokenizer(config, name)
 
     def function(variables: Any, images: UInt8[Array, "b H W 3"]) -> Any:
         return tokenizer.apply(variables, to_float(images), method="encode")
 
-    side = config.data.resolution
+    side, batch_size = config.data.resolution, config[tokenizer_of(config, name)].batch_size
     variables = placed(tokenizer_shapes(tokenizer, side), mesh)
-    images = batch_shapes(config.tokenizer.batch_size, side, 0, mesh)["image"]
-    return _forward(function, (variables, images), tokenizer)
+    images = batch_shapes(batch_size, side, 0, mesh)["image"]
+    return _forward(function, (variables, images), batch_size, tokenizer)
 
 
-def decode(config: ConfigDict, mesh: Mesh) -> Program:
-    """Tokens to pixels."""
-    tokenizer = build_stage_tokenizer(config, "tokenizer")
-
-    def function(variables: Any, tokens: Tokens) -> Any:
-        return tokenizer.apply(variables, tokens, method="decode")
-
-    side = config.data.resolution
-    variables = placed(tokenizer_shapes(tokenizer, side), mesh)
+def decode(config: ConfigDict, mesh: Mesh, condition: Condition, name: str) -> Program:
+    """Tokens to pixels, by the tokenizer of a stage."""
+    del condition
+    tokenizer = build_stage_tokenizer(config, name)
+    side, batch_size = config.data.resolution, config[tokenizer_of(config, name)].batch_size
     shape = tokens_shape(tokenizer, side)
-    batch = (config.tokenizer.batch_size, shape.codes.shape[1])
-    share = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=batch_sharding(mesh))
-    tokens: Any = jax.tree.map(lambda _: share, shape)
-    return _forward(function, (variables, tokens), tokenizer)
+    number = shape.codes.shape[1]
+
+    def function(variables: Any, codes: Int[Array, "b n"]) -> Any:
+        # Wherever they lie: a sparse tokenizer decodes the first cells.
+        positions = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), codes.shape)
+        return tokenizer.apply(variables, Tokens(codes, positions, shape.grid), method="decode")
+
+    variables = placed(tokenizer_shapes(tokenizer, side), mesh)
+    codes = jax.ShapeDtypeStruct((batch_size, number), jnp.int32, sharding=batch_sharding(mesh))
+    return _forward(function, (variables, codes), batch_size, tokenizer, tokenizer.num_codes)
 
 
-def sample_tokens(config: ConfigDict, mesh: Mesh) -> Program:
-    """Nothing to tokens, by the sampler of the prior, without a condition."""
-    prior = build_stage_prior(config, "prior", NoCondition())
-    tokenizer = build_stage_tokenizer(config, "prior")
-    sampling = build_sampling(config, "prior", prior)
-    sampler = SAMPLERS[config.prior.model.name]
+def sample_tokens(config: ConfigDict, mesh: Mesh, condition: Condition, name: str) -> Program:
+    """Nothing but a condition to tokens, by the sampler of a prior's stage."""
+    prior = build_stage_prior(config, name, condition)
+    tokenizer = build_stage_tokenizer(config, name)
+    sampling = build_sampling(config, name, prior)
+    sampler = SAMPLERS[config[name].model.name]
 
-    def function(variables: Any, condition: Int[Array, "b 0"], seed: Int[Array, ""]) -> Tokens:
+    def function(variables: Any, ids: Int[Array, "b c"], seed: Int[Array, ""]) -> Tokens:
         key = jax.random.key(seed)
-        return sampler.sample(prior, variables, key, condition, None, sampling.sampler, prior.grid)
+        return sampler.sample(prior, variables, key, ids, None, sampling.sampler, prior.grid)
 
     tokens = tokens_shape(tokenizer, config.data.resolution).codes.shape[1]
-    batch = sampling.generation.batch_size, 0
-    condition = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=batch_sharding(mesh))
-    seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-    return _forward(
-        function, (placed(prior_shapes(prior, tokens, 0), mesh), condition, seed), prior
+    batch_size = sampling.generation.batch_size
+    ids = jax.ShapeDtypeStruct(
+        (batch_size, condition.length), jnp.int32, sharding=batch_sharding(mesh)
     )
+    seed = placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    variables = placed(prior_shapes(prior, tokens, condition.length), mesh)
+    return _forward(function, (variables, ids, seed), batch_size, prior)
 
 
 def _forward(
-    function: Callable[..., Any], shapes: tuple[Any, ...], model: Tokenizer | Prior
+    function: Callable[..., Any],
+    shapes: tuple[Any, ...],
+    batch_size: int,
+    model: Tokenizer | Prior,
+    integers_below: int = 1,
 ) -> Program:
     """A program that uses a model: `shapes` are its variables, its batch and the rest."""
     return Program(
         jax.jit(function),
         shapes,
-        lambda: random_arrays(shapes, model.num_codes),
-        jax.tree.leaves(shapes[1])[0].shape[0],
-        model.dtype,
+        lambda: random_arrays(shapes, integers_below),
+        batch_size,
+        getattr(model, "dtype", "float32"),
     )
 
 
-PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {
-    "encode": encode,
-    "decode": decode,
-    "tokenizer_step": functools.partial(train_step, name="tokenizer"),
-    "prior_step": functools.partial(train_step, name="prior"),
-    "sample": sample_tokens,
-}
+def programs_of(config: ConfigDict) -> dict[str, Callable[[ConfigDict, Mesh, Condition], Program]]:
+    """By name: a training step for every stage, and what the last stage needs to make images."""
+    stages, priors = all_stages(config), stages_of(config, "prior")
+    found: dict[str, Callable[..., Program]] = {
+        "encode": functools.partial(encode, name=stages[-1]),
+        "decode": functools.partial(decode, name=stages[-1]),
+    }
+    found |= {f"{name}_step": functools.partial(train_step, name=name) for name in stages}
+    if priors:
+        found["sample"] = functools.partial(sample_tokens, name=priors[-1])
+    return found
+
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as of train.py")
-WHAT = flags.DEFINE_list("what", list(PROGRAMS), f"Which programs: {', '.join(PROGRAMS)}")
+WHAT = flags.DEFINE_list(
+    "what", None, "Which programs: encode, decode, <stage>_step for a stage, sample [all]"
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Global batch of every program [the config's]"
 )
@@ -194,20 +213,25 @@ def allocated_memory() -> float | None:
     return max(peaks) / MIB if peaks else None
 
 
-def describe(config: ConfigDict, mesh: Mesh) -> str:
-    """The head of the table: devices, latent grid, and the work of a sampling and a prior step."""
-    prior: Any = build_stage_prior(config, "prior", NoCondition())
-    device, resolution = mesh.devices.flat[0], config.data.resolution
-    blocks = prior.layout(prior.grid).num_blocks
-    taken = prior.drawn_blocks(prior.grid)
+def head(config: ConfigDict, mesh: Mesh, condition: Condition, note: str | None) -> str:
+    """The head of the table: devices, stages, and how they are sampled."""
+    device = mesh.devices.flat[0]
     mesh_shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines = [
+        f"{mesh.size} x {device.device_kind} ({device.platform}), mesh {mesh_shape};"
+        f" jax {jax.__version__}",
+        as_text(describe(config, condition)),
+    ]
+    if note:
+        lines.append(f"measured {note}")
+    for name in stages_of(config, "prior")[-1:]:
+        sampling = build_sampling(config, name, build_stage_prior(config, name, condition))
+        settings = dataclasses.asdict(sampling.sampler).items()
+        lines.append(f"sample, without decoding: {', '.join(f'{k}={v}' for k, v in settings)}")
     return "\n".join(
         [
-            f"{mesh.size} x {device.device_kind} ({device.platform}), mesh {mesh_shape};"
-            f" jax {jax.__version__}",
-            f"{resolution}x{resolution} images, {prior.grid[0]}x{prior.grid[1]} latents;"
-            f" sample: {config.sampling.steps} steps in each of {blocks} blocks, without decoding;"
-            f" prior_step: {taken} of {blocks} query blocks an image, with encoding",
+            *lines,
+            "a step is an update in a stage's last phase; that of a prior encodes its images first",
             "program MiB: a device's arguments, results and temporaries, less what they share,"
             " by XLA's plan",
             "allocator MiB: the highest that the device's allocator reports so far in this process"
@@ -236,22 +260,28 @@ def main() -> None:
     # A compile is timed, not read back.
     jax.config.update("jax_enable_compilation_cache", False)
     config = CONFIG.value
-    for what in WHAT.value:
-        if what not in PROGRAMS:
-            raise InputError(f"--what has {what!r}: {did_you_mean(what, PROGRAMS)}")
+    there = programs_of(config)
+    wanted = list(there) if WHAT.value is None else WHAT.value
+    for what in wanted:
+        if what not in there:
+            raise InputError(f"--what has {what!r}: {did_you_mean(what, there)}")
     if REPEATS.value < 0:
         raise InputError(f"--repeats={REPEATS.value}: 0 (only compile) or more is needed")
     if BATCH_SIZE.value is not None:
         if BATCH_SIZE.value < 1:
             raise InputError(f"--batch_size={BATCH_SIZE.value}: at least 1 is needed")
-        for part in (config.tokenizer, config.prior, config.sampling):
-            part.batch_size = BATCH_SIZE.value
+        for part in (*all_stages(config), "sampling"):
+            if part in config:
+                config[part].batch_size = BATCH_SIZE.value
     mesh = make_mesh(config.mesh)
-    programs = [PROGRAMS[what](config, mesh) for what in WHAT.value]
+    condition, note = known_condition(config)
+    if note:
+        condition = NoCondition()
+    programs = [there[what](config, mesh, condition) for what in wanted]
     for program in programs:
         process_rows(mesh, program.batch_size)
 
-    print(describe(config, mesh))
+    print(head(config, mesh, condition, note))
     print(
         row(
             "program",
@@ -264,7 +294,7 @@ def main() -> None:
             "allocator MiB",
         )
     )
-    for what, program in zip(WHAT.value, programs, strict=True):
+    for what, program in zip(wanted, programs, strict=True):
         began = time.perf_counter()
         compiled = program.function.lower(*program.shapes).compile()
         compile_seconds = time.perf_counter() - began

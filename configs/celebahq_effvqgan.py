@@ -13,7 +13,7 @@ first 27,000 train and the last 3,000 validate. Arguments and numbers of paramet
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, effvqgan
 
 TRAIN_IMAGES = 27_000
 
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
+    config = effvqgan.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
     config.data.source = common.sorted_folder(TRAIN_IMAGES, 30_000)
     config.data.crop = "center"
     return config

@@ -37,7 +37,7 @@ starts) the values are ours.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, effvqgan
 
 TRAIN_IMAGES = 60_000
 
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
+    config = effvqgan.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=50, prior_epochs=200)
     config.data.source = common.sorted_folder(TRAIN_IMAGES, 70_000)
     config.data.crop = "center"
     return config

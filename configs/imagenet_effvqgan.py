@@ -29,7 +29,7 @@ drawn without. It accepts by ResNet-101, sample.py by EfficientNet-lite1.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import effvqgan
 
 TRAIN_IMAGES = 1_281_167
 
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    config = common.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
+    config = effvqgan.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
     config.data.source = ConfigDict({"name": "tfds", "dataset": "imagenet2012", "data_dir": ""})
     config.data.crop = "random"
     config.condition.name = "class"

@@ -126,6 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
     prior.ema_decay = 0.99
     prior.eval_every = 260
     prior.checkpoint_every = 130
+    prior.best_metric = "loss_at_0.5"
     prior.use = "best"
 
     if args.res > 256:

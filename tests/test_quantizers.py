@@ -356,19 +356,21 @@ def test_a_restarted_code_that_finds_use_lives(restart_below):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "message"),
     [
-        {"restart_below": 0.5},
-        {"restart_below": -0.5, "learning": "ema"},
-        {"restart_below": float("nan"), "learning": "ema"},
+        ({"restart_below": 0.5}, r"restart_below=0.5: 0 \(or more with learning='ema'\) is needed"),
+        ({"restart_below": -0.5, "learning": "ema"}, "restart_below=-0.5: 0 or more"),
+        ({"restart_below": float("nan"), "learning": "ema"}, "restart_below=nan: 0 or more"),
+        ({"num_codes": 0}, "num_codes=0: at least 1"),
+        ({"code_dim": 0}, "code_dim=0: at least 1"),
+        ({"beta": -0.1}, "beta=-0.1: 0 or more"),
+        ({"decay": 1.1}, r"decay=1.1: a number in \[0, 1\]"),
     ],
 )
-def test_only_moving_averages_restart(fields):
-    message = (
-        rf"^restart_below={fields['restart_below']}: 0 \(or more with learning='ema'\) is need"
-    )
-    with pytest.raises(FieldError, match=message):
-        VectorQuantizer(CODES, WIDTH, **fields)
+def test_fields_out_of_their_range_are_refused(fields, message):
+    """Restarts too, but of moving averages."""
+    with pytest.raises(FieldError, match=f"^{message}"):
+        VectorQuantizer(**{"num_codes": CODES, "code_dim": WIDTH, **fields})
 
 
 # Statistics.
@@ -392,6 +394,13 @@ def test_only_the_codes_of_valid_rows_are_counted(shape):
     counted = count_codes(codes, 4, valid)
     np.testing.assert_array_equal(counted, np.bincount(codes[valid].ravel(), minlength=4))
     np.testing.assert_array_equal(count_codes(codes, 4, ~valid & valid), np.zeros(4))
+
+
+def test_only_valid_codes_are_counted():
+    codes = np.random.default_rng(0).integers(0, 4, (5, 6))
+    valid = np.random.default_rng(1).random((5, 6)) < 0.5
+    counted = count_codes(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid], minlength=4))
 
 
 def test_a_batch_split_over_devices_gives_what_the_whole_gives():

@@ -6,9 +6,10 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.quantizers import VectorQuantizer
-from vqjax.registry import build, check_names, did_you_mean, from_fields
+from vqjax.registry import build, check_names, from_fields
+from vqjax.settings import check_settings
 from vqjax.tokenizers import TOKENIZERS, build_tokenizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
 
@@ -19,6 +20,9 @@ class Circle:
     center: tuple = (0, 0)
     style: Literal["solid", "dashed"] = "solid"
     area: float = dataclasses.field(init=False, default=0.0)
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 @dataclasses.dataclass
@@ -124,7 +128,7 @@ def test_tokenizer_of_a_config():
             {"quantizer": {"restart_below": 0.1}},
             r"config.tokenizer.model.quantizer.restart_below=0.1: 0 \(or more with learning='ema'",
         ),
-        ({"window": 0}, r"config.tokenizer.model.window=0: a side of at least 1 is needed"),
+        ({"window": 0}, r"config.tokenizer.model.window=0: at least 1 is needed"),
     ],
 )
 def test_a_wrong_tokenizer_is_named(change, message):

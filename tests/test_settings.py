@@ -8,17 +8,23 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from vqjax.errors import FieldError
+from vqjax.discriminators import DISCRIMINATORS
+from vqjax.errors import FieldError, InputError
+from vqjax.priors import PRIORS
+from vqjax.quantizers import VectorQuantizer
+from vqjax.registry import from_fields
 from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import (
     Range,
     check_settings,
+    choices_of,
     defaults_of,
     describe_settings,
     setting,
     settings_table,
 )
+from vqjax.tokenizers import TOKENIZERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Bread:
     crust: Literal["soft", "crisp"] = setting("crisp", "of the loaf")
     salt: float | None = setting(None, "in grams")
     yeast: float | None = setting(None, "in grams", Range(0))
+    minutes: int | Literal["auto"] | None = setting("auto", "in the oven", Range(1))
+    slices: tuple[int, ...] = setting((9, 8), "of each loaf", Range(1))
+    seeds: tuple[Literal["poppy", "sesame"], ...] = setting((), "on the crust")
     baker: str = "nobody"
 
 
@@ -62,6 +71,13 @@ def test_ranges(within, inside, outside, words):
         ({"loaves": 2.5}, r"^loaves=2.5: a whole number is needed"),
         ({"flour": math.nan}, r"^flour=nan: above 0 is needed"),
         ({"yeast": -1.0}, r"^yeast=-1.0: 0 or more is needed"),
+        ({"minutes": 0}, r"^minutes=0: at least 1 or 'auto' is needed"),
+        ({"minutes": 1.5}, r"^minutes=1.5: a whole number is needed"),
+        ({"minutes": "few"}, r"^minutes='few': at least 1 or 'auto' is needed"),
+        ({"slices": (9, 0)}, r"^slices has 0: at least 1 is needed"),
+        ({"slices": (2.5,)}, r"^slices has 2.5: a whole number is needed"),
+        ({"seeds": ("poppy", "sesam")}, r"^seeds has 'sesam': did you mean 'sesame'\? valid: po"),
+        ({"slices": 9}, r"^slices=9: a list is needed"),
         ({"crust": "crips"}, r"^crust='crips': did you mean 'crisp'\? valid: crisp, soft"),
     ],
 )
@@ -69,7 +85,33 @@ def test_a_value_out_of_its_range_is_named(fields, message):
     with pytest.raises(FieldError, match=message):
         check_settings(dataclasses.replace(Bread(), **fields))
     check_settings(Bread())
-    check_settings(Bread(flour=1, yeast=0.5))
+    check_settings(Bread(flour=1, yeast=0.5, minutes=40, slices=(), seeds=("sesame", "poppy")))
+    check_settings(Bread(minutes=None))
+
+
+def test_a_number_that_may_not_be_none_is_not():
+    with pytest.raises(FieldError, match=r"^loaves=None: "):
+        check_settings(Bread(loaves=None))
+
+
+MODELS = [model for models in (TOKENIZERS, PRIORS, DISCRIMINATORS) for model in models.values()]
+
+
+@pytest.mark.parametrize("owner", MODELS)
+def test_the_fields_of_every_model_have_a_meaning_and_a_range(owner):
+    """But for those that a config cannot give; bad numbers and choices are refused by name."""
+    given = {"quantizer": VectorQuantizer(8, 4), "num_codes": 8, "grid": (4, 4), "num_ids": 0}
+    fields = {f.name: f for f in dataclasses.fields(owner) if f.name not in ("parent", "name")}
+    given = {name: value for name, value in given.items() if name in fields}
+    assert owner(**given)
+    for name in fields.keys() - given.keys():
+        within, choices = fields[name].metadata["range"], choices_of(fields[name])
+        assert fields[name].metadata["meaning"]
+        assert (within or choices) or fields[name].type is bool, name
+        if fields[name].type is not bool:
+            wrong = (math.nan,) if isinstance(fields[name].default, tuple) else math.nan
+            with pytest.raises(InputError, match=f"^config.m.{name}( has |=)nan"):
+                from_fields("m", owner, {name: wrong}, **given)
 
 
 def test_defaults_are_those_of_the_dataclass_and_may_be_overridden():
@@ -77,6 +119,9 @@ def test_defaults_are_those_of_the_dataclass_and_may_be_overridden():
     assert defaults.to_dict() == {"flour": 500.0, "loaves": 1, "crust": "crisp"} | {
         "salt": None,
         "yeast": None,
+        "minutes": "auto",
+        "slices": (9, 8),
+        "seeds": (),
     }
     # As on the command line.
     defaults.salt = 9.0
@@ -94,6 +139,9 @@ def test_the_meaning_of_every_setting_is_told_with_its_range():
         "crust": "of the loaf; soft or crisp",
         "salt": "in grams",
         "yeast": "in grams; 0 or more",
+        "minutes": "in the oven; at least 1 or auto",
+        "slices": "of each loaf; at least 1",
+        "seeds": "on the crust; poppy or sesame",
     }
 
 
@@ -106,6 +154,9 @@ def test_the_table_has_a_row_for_every_setting():
         "| `crust` | `crisp` | of the loaf; soft or crisp |",
         "| `salt` | `None` | in grams |",
         "| `yeast` | `None` | in grams; 0 or more |",
+        "| `minutes` | `auto` | in the oven; at least 1 or auto |",
+        "| `slices` | `(9, 8)` | of each loaf; at least 1 |",
+        "| `seeds` | `()` | on the crust; poppy or sesame |",
     ]
 
 

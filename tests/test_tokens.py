@@ -52,6 +52,7 @@ def test_tokens_are_scattered_to_their_cells_and_those_of_no_cell_are_dropped():
             expected[image, positions[image, n]] = codes[image, n]
     tokens = Tokens(*jax.device_put((codes, positions)), grid)
     np.testing.assert_array_equal(scattered(tokens, 9), expected)
+    np.testing.assert_array_equal(tokens.present, positions < 12)
     assert (expected[4] == 9).all() and (expected != 9).sum() > 15
 
 
@@ -59,3 +60,4 @@ def test_no_tokens_leave_every_cell_missing():
     tokens = Tokens.none(2, (3, 4))
     assert tokens.codes.shape == tokens.positions.shape == (2, 12) and tokens.grid == (3, 4)
     np.testing.assert_array_equal(scattered(tokens, 7), np.full((2, 12), 7))
+    assert not tokens.present.any() and Tokens.dense(tokens.code_map).present.all()

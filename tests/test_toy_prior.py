@@ -91,7 +91,6 @@ def get_config(arg=""):
     for name in ("batch_size", "steps", "log_every", "eval_every", "checkpoint_every"):
         prior[name] = config.prior[name]
     prior.optimizer.learning_rate = 0.3
-    prior.best_metric, prior.best_mode = "nats", "min"
     config.prior = prior
     config.sampling = common.sampling("unigram")
     config.sampling.num_images = 4

@@ -109,6 +109,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "dtype": "float32",
         }
     )
+    config.prior.best_metric = "loss_at_0.5"
     for name in ("tokenizer", "prior"):
         stage = config[name]
         stage.batch_size = 8

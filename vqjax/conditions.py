@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from vqjax.errors import InputError
-from vqjax.registry import did_you_mean
+from vqjax.errors import InputError, did_you_mean
 
 Ids = Int[np.ndarray, " c"]
 

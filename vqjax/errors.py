@@ -1,5 +1,6 @@
-"""The exceptions that a user's input, or a run that cannot go on, raise."""
+"""The exceptions that a user's input, or a run that cannot go on, raise; and their sentences."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -26,8 +27,16 @@ class TrainingError(RuntimeError):
     """
 
 
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """A sentence that lists the valid names, the closest one first where one is close."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(given, valid, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}valid: {', '.join(valid)}"
+
+
 def check_fields(owner: object, checks: Iterable[tuple[str, bool, str]]) -> None:
-    """Checks fields of an object.
+    """Checks of the fields of an object what no range can say: conditions between them.
 
     Args:
         owner: of the fields.

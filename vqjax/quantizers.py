@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import check_fields
+from vqjax.settings import Range, check_settings, setting
 
 # The collection of a moving-average codebook and its statistics.
 STATE = "quantizer"
@@ -54,19 +55,19 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 def count_codes(
     codes: Int[Array | np.ndarray, "*n"],
     num_codes: int,
-    valid: Bool[Array | np.ndarray, "b"] | None = None,
+    valid: Bool[Array | np.ndarray, "..."] | None = None,
 ) -> Float[Array, "k"]:
     """Counts of each code.
 
     Args:
         codes: of any shape, [0, num_codes).
         num_codes: K, size of the codebook.
-        valid: which rows along the leading axis count [all].
+        valid: which codes count, or which rows of codes along the leading axes [all].
     """
     codes = jnp.asarray(codes)
     if valid is not None:
         # Beyond the codebook, where nothing is counted.
-        rows = jnp.reshape(valid, (-1, *(1,) * (codes.ndim - 1)))
+        rows = jnp.reshape(valid, (*valid.shape, *(1,) * (codes.ndim - valid.ndim)))
         codes = jnp.where(rows, codes, num_codes)
     return jnp.bincount(codes.reshape(-1), length=num_codes).astype(jnp.float32)
 
@@ -85,36 +86,35 @@ def usage(counts: Float[Array, "k"]) -> Float[Array, ""]:
 class VectorQuantizer(nn.Module):
     """A codebook and its use.
 
-    Attributes:
-        num_codes: K, codes in the codebook.
-        code_dim: width of a code.
-        learning: "gradient" learns the codes by the codebook loss; "ema" keeps each at the moving
-            average of the vectors assigned to it.
-        beta: weight of the commitment loss.
-        decay: of the moving averages.
-        latent_norm: what is done to a vector before the search: "none"; "layer", LayerNorm without
-            parameters; "l2", codes and vectors on the unit sphere (ViT-VQGAN).
-        restart_below: a code of a moving-average codebook that is used less often than this per
-            batch (moving average) is dead and restarts at a vector of the batch; 0 never restarts.
+    By learning="gradient" the codes follow the codebook loss; by "ema" each is the moving average
+    of the vectors assigned to it. By latent_norm="none" a vector is compared with the codes as it
+    is, by "layer" after a LayerNorm without parameters, by "l2" on the unit sphere, on which the
+    codes are too (ViT-VQGAN). A code of a moving-average codebook that falls out of use is dead,
+    and restarts at a vector of the batch.
     """
 
-    num_codes: int = 1024
-    code_dim: int = 256
-    learning: Literal["gradient", "ema"] = "gradient"
-    beta: float = 0.25
-    decay: float = 0.99
-    latent_norm: Literal["none", "layer", "l2"] = "none"
-    restart_below: float = 0.0
+    num_codes: int = setting(1024, "K, codes in the codebook", Range(1))
+    code_dim: int = setting(256, "width of a code", Range(1))
+    learning: Literal["gradient", "ema"] = setting("gradient", "how the codes are learned")
+    beta: float = setting(0.25, "weight of the commitment loss", Range(0))
+    decay: float = setting(0.99, "of the moving averages", Range(0, 1))
+    latent_norm: Literal["none", "layer", "l2"] = setting(
+        "none", "what is done to a vector before the search"
+    )
+    restart_below: float = setting(
+        0.0, "uses per batch (moving average) below which a code is dead; 0 for none", Range(0)
+    )
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            FieldError: restarts of a codebook that is learned by gradient, or a negative threshold.
+            FieldError: a value out of its range, or restarts of a codebook that is learned by
+                gradient.
         """
-        restarts = self.learning == "ema" and self.restart_below > 0
-        expected = "0 (or more with learning='ema')"
-        check_fields(self, [("restart_below", restarts or self.restart_below == 0, expected)])
+        check_settings(self)
+        may = self.learning == "ema" or self.restart_below == 0
+        check_fields(self, [("restart_below", may, "0 (or more with learning='ema')")])
         super().__post_init__()
 
     def setup(self) -> None:

@@ -1,24 +1,17 @@
 """From a name and fields in a config to an object, with errors that list what is valid."""
 
+import contextlib
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from vqjax.errors import FieldError, InputError
+from vqjax.errors import FieldError, InputError, did_you_mean
+from vqjax.settings import check_values
 
 T = TypeVar("T")
-
-
-def did_you_mean(given: str, valid: Iterable[str]) -> str:
-    """A sentence that lists the valid names, the closest one first where one is close."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(given, valid, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}valid: {', '.join(valid)}"
 
 
 def build(
@@ -50,8 +43,22 @@ def from_fields(part: str, cls: type[T], fields: Mapping[str, Any] | ConfigDict,
         InputError: unknown field, or a value that the class refuses.
     """
     check_names(part, cls, fields, exclude=given)
+    values = {key: _tuples(value) for key, value in fields.items()}
+    with named_in(part):
+        # Before the class sees them, which may count on their types.
+        check_values(cls, values)
+        return cls(**values, **given)
+
+
+@contextlib.contextmanager
+def named_in(part: str) -> Iterator[None]:
+    """Puts the path of a sub-config in front of the field that an error inside names.
+
+    Raises:
+        InputError: in the place of a FieldError.
+    """
     try:
-        return cls(**{key: _tuples(value) for key, value in fields.items()}, **given)
+        yield
     except FieldError as e:
         raise InputError(f"config.{part}.{e}") from None
 
@@ -59,27 +66,22 @@ def from_fields(part: str, cls: type[T], fields: Mapping[str, Any] | ConfigDict,
 def check_names(
     part: str,
     cls: type,
-    fields: Mapping[str, Any] | ConfigDict,
+    fields: Iterable[str],
     exclude: Iterable[str] = (),
 ) -> None:
     """Checks that the dataclass `cls` has these fields.
 
     Raises:
-        InputError: a key that is no field, or is in `exclude`; a value that is none of those of its
-            field, where that is a Literal.
+        InputError: a key that is no field, or is in `exclude`.
     """
-    types = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
-    valid = set(types) - set(exclude)
+    valid = {f.name for f in dataclasses.fields(cls) if f.init} - set(exclude)
     if issubclass(cls, nn.Module):
         valid -= {"name", "parent"}
-    for key, value in fields.items():
+    for key in fields:
         if key not in valid:
             raise InputError(
                 f"config.{part}.{key}: {cls.__name__} has no such field; {did_you_mean(key, valid)}"
             )
-        if get_origin(types[key]) is Literal and value not in get_args(types[key]):
-            hint = did_you_mean(str(value), get_args(types[key]))
-            raise InputError(f"config.{part}.{key}={value!r}: {hint}")
 
 
 def _tuples(value: Any) -> Any:

@@ -1,19 +1,19 @@
 """Settings: dataclass fields with a meaning and a range.
 
 A settings dataclass is the only list of its settings: config defaults, checks, command-line flags
-and the tables of the guide are derived from it.
+and the tables of the guide are derived from it. The fields of a model are checked in the same way.
 """
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vqjax.errors import FieldError
-from vqjax.registry import did_you_mean
+from vqjax.errors import FieldError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,41 +53,80 @@ class Range:
 
 
 def setting(default: Any, meaning: str, within: Range | None = None) -> Any:
-    """A field of a settings dataclass.
+    """A field of a settings dataclass or of a model.
 
     Args:
         default: its value where none is given.
         meaning: in a few words, for help texts.
-        within: its range, of a number.
+        within: its range, of a number, or of each item of a tuple.
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "range": within})
 
 
 def check_settings(settings: Any) -> None:
-    """Checks all fields of a settings dataclass; to be called by its `__post_init__`.
+    """Checks all fields of a settings dataclass or a model; to be called by its `__post_init__`.
 
-    A field whose default is None may be None, whatever its range.
+    Raises:
+        FieldError: as `check_values`.
+    """
+    names = (field.name for field in dataclasses.fields(settings))
+    check_values(type(settings), {name: getattr(settings, name) for name in names})
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Checks values of the fields of a dataclass.
+
+    A number has to be in its field's range, and a value to be one of the choices of a Literal; of
+    a tuple, each item. None is right where the type has it ("float | None").
 
     Raises:
         FieldError: for the first value that is out of its range, or none of its choices.
     """
-    for field in dataclasses.fields(settings):
-        value, within = getattr(settings, field.name), field.metadata.get("range")
-        choices = choices_of(field)
-        if choices and value not in choices:
-            raise FieldError(f"{field.name}={value!r}: {did_you_mean(str(value), choices)}")
-        if within is None or (value is None and field.default is None):
+    for field in dataclasses.fields(cls):
+        within = field.metadata.get("range")
+        if field.name not in values or not (within or choices_of(field)):
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and value in within):
-            raise FieldError(f"{field.name}={value!r}: {within} is needed")
-        if field.type is int and not isinstance(value, int):
-            raise FieldError(f"{field.name}={value!r}: a whole number is needed")
+        value = values[field.name]
+        if get_origin(field.type) is not tuple:
+            _check(f"{field.name}={value!r}", value, field.type, within)
+        elif not isinstance(value, tuple):
+            raise FieldError(f"{field.name}={value!r}: a list is needed")
+        else:
+            for item in value:
+                _check(f"{field.name} has {item!r}", item, get_args(field.type)[0], within)
+
+
+def _check(said: str, value: Any, annotation: Any, within: Range | None) -> None:
+    """Checks a value; `said` names it in the message."""
+    kinds, choices = alternatives(annotation), _choices(annotation)
+    if (value is None and type(None) in kinds) or value in choices:
+        return
+    if within is None:
+        raise FieldError(f"{said}: {did_you_mean(str(value), choices)}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and value in within):
+        expected = " or ".join((str(within), *map(repr, choices)))
+        raise FieldError(f"{said}: {expected} is needed")
+    if float not in kinds and not isinstance(value, int):
+        raise FieldError(f"{said}: a whole number is needed")
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that a union is made of; a type that is none is the only one."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The values of the Literals of a type."""
+    literals = [t for t in alternatives(annotation) if get_origin(t) is Literal]
+    return tuple(value for literal in literals for value in get_args(literal))
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
-    """The values that a field with a Literal type may have; none of another type."""
-    return get_args(field.type) if get_origin(field.type) is Literal else ()
+    """The values that a field with a Literal type, or an item of its tuple, may have."""
+    is_tuple = get_origin(field.type) is tuple
+    return _choices(get_args(field.type)[0] if is_tuple else field.type)
 
 
 def defaults_of(cls: type) -> ConfigDict:
@@ -112,7 +151,8 @@ def describe_settings(cls: type) -> Mapping[str, str]:
     for field in dataclasses.fields(cls):
         if not field.metadata:
             continue
-        allowed = field.metadata["range"] or " or ".join(choices_of(field))
+        within, choices = field.metadata["range"], choices_of(field)
+        allowed = " or ".join((*([str(within)] if within else []), *choices))
         described[field.name] = f"{field.metadata['meaning']}{f'; {allowed}' if allowed else ''}"
     return described
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -42,6 +42,11 @@ class Tokens:
         cells = grid[0] * grid[1]
         codes = jnp.zeros((batch, cells), jnp.int32)
         return cls(codes, jnp.full_like(codes, cells), grid)
+
+    @property
+    def present(self) -> Bool[Array, "b n"]:
+        """The codes that lie at a cell: all of dense tokens; those that count."""
+        return self.positions < self.grid[0] * self.grid[1]
 
     @property
     def code_map(self) -> Int[Array, "b h w"]:

@@ -314,6 +314,7 @@ def test_build_prior_takes_codes_grid_and_ids_from_who_knows_them():
         ({"blocksize": 4}, "config.prior.model.blocksize.*did you mean 'block_size'"),
         ({"num_codes": 4}, "config.prior.model.num_codes"),
         ({"halo": -1}, "config.prior.model.halo=-1: 0 or more is needed"),
+        ({"query_blocks_per_image": "few"}, "query_blocks_per_image='few': at least 1 or 'auto'"),
     ],
 )
 def test_build_prior_names_what_it_does_not_know(fields, message):
@@ -329,15 +330,19 @@ def test_build_prior_names_what_it_does_not_know(fields, message):
         {"num_heads": 3},
         {"num_heads": 0},
         {"query_blocks_per_image": 0},
-        {"query_blocks_per_image": "few"},
         {"condition_dropout": 1.0},
         {"condition_dropout": -0.1},
+        {"dropout": 1.0},
+        {"label_smoothing": -0.1},
+        {"dim": 0},
+        {"num_layers": 0},
+        {"embed_dim": 0},
     ],
 )
 def test_fields_out_of_their_range_are_named(fields):
     ((name, value),) = fields.items()
     with pytest.raises(InputError, match=f"^{name}={value!r}: .* is needed"):
-        MultiGrainedPrior(num_codes=CODES, grid=GRID, dim=16, **fields)
+        MultiGrainedPrior(**{"num_codes": CODES, "grid": GRID, "dim": 16, **fields})
 
 
 @pytest.mark.parametrize(

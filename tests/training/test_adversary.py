@@ -8,6 +8,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from configs import common
 from vqjax.discriminators.augmentation import diff_augment
 from vqjax.errors import InputError
 from vqjax.losses.pixelwise import l2_loss
@@ -210,8 +211,8 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
         ("max_weight", 0.0, r"discriminator.max_weight=0.0: above 0"),
         ("start", 12, r"discriminator.start=12: a step before the last of 12"),
         ("ramp", -1, r"discriminator.ramp=-1: 0 or more"),
-        ("loss", "hinges", r"discriminator.loss='hinges': did you mean 'hinge'"),
-        ("augment", ("colour",), r"augment has 'colour': did you mean 'color'"),
+        ("loss", "hinges", r"r.loss='hinges': did you mean 'hinge'\?.*hinge, non_saturating"),
+        ("augment", ("colour",), r"r.augment has 'colour': did .* 'color'\?.*cutout, translation"),
         ("model", ConfigDict({"name": "patch"}), r"discriminator.model.name='patch'.*patchgan"),
     ],
 )
@@ -223,6 +224,8 @@ def test_bad_settings(setting, value, message, config, tmp_path):
 
 def test_too_small_images_are_refused_before_training(config, tmp_path):
     config.tokenizer.discriminator.model.num_layers = 4
-    with pytest.raises(InputError, match="PatchGAN with 4 layers was given images of 16x16"):
-        stage = tiny.make_stage(config, "tokenizer", tmp_path)
-        jax.eval_shape(stage.init, jax.random.key(0))
+    config.decoder = common.decoder_stage(config.tokenizer)
+    for name in ("tokenizer", "decoder"):
+        message = f"config.{name}.discriminator.model.num_layers=4: .* 48x48 are needed, not 16x16"
+        with pytest.raises(InputError, match=message):
+            tiny.make_stage(config, name, tmp_path)

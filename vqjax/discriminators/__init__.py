@@ -1,14 +1,6 @@
-"""Discriminators: `config.tokenizer.discriminator.model.name` picks one.
+"""Discriminators: `config.<stage>.discriminator.model.name` picks one.
 
-A discriminator is a Linen module:
-
-- `__call__(images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]` gives float32
-  logits, high for real images in [-1, 1]; all its heads and patches side by side.
-- With `train` it normalises by the statistics of the batch, and updates the collection
-  "batch_stats" (running averages, power iterations of spectral norm), which has to be mutable:
-  `mutable=["batch_stats"]`. The generator's step throws the update away.
-- `frozen` names the entries of "params" that are never trained; `frozen_params(key)` gives their
-  values (`init` only has their shapes right). The same key gives the same values.
+To add one, write its file here and name its class in `DISCRIMINATORS`.
 """
 
 from collections.abc import Mapping
@@ -17,20 +9,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax import registry
+from vqjax.discriminators.base import Discriminator
 from vqjax.discriminators.patchgan import PatchGAN
 from vqjax.discriminators.projected import ProjectedDiscriminator
 
-Discriminator = PatchGAN | ProjectedDiscriminator
-DISCRIMINATORS: Mapping[str, type[Discriminator]] = {
+__all__ = ["DISCRIMINATORS", "Discriminator", "build_discriminator"]
+
+DISCRIMINATORS: dict[str, type[Discriminator]] = {
     "patchgan": PatchGAN,
     "projected": ProjectedDiscriminator,
 }
 
 
 def build_discriminator(part: str, config: Mapping[str, Any] | ConfigDict) -> Discriminator:
-    """The discriminator of `config.tokenizer.discriminator.model`.
+    """The discriminator of a stage's adversary.
+
+    Args:
+        part: path of its sub-config, for messages ("tokenizer.discriminator.model").
+        config: the model's "name" and its fields.
 
     Raises:
-        InputError: unknown name or field.
+        InputError: unknown name or field, or a value out of its range.
     """
     return registry.build(part, DISCRIMINATORS, config)

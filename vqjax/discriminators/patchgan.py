@@ -5,67 +5,56 @@ of VQGAN (Esser et al. 2021).
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from vqjax.discriminators.base import Discriminator
 from vqjax.discriminators.normalization import batch_norm
-from vqjax.errors import InputError
+from vqjax.errors import FieldError
 from vqjax.nn.convolutional import Convolution
+from vqjax.settings import Range, setting
 
 
-class PatchGAN(nn.Module):
+class PatchGAN(Discriminator):
     """4x4 convolutions with BatchNorm and leaky ReLU, and a logit for each patch.
 
-    With three layers a patch has 70x70 pixels. Under a sharded batch, BatchNorm takes the
-    statistics of the global batch.
-
-    Attributes:
-        num_layers: convolutions that halve the map, at least 1.
-        width: channels of the first; they double with each layer up to eight times as many.
-        dtype: compute dtype; parameters and logits are float32.
+    With three layers a patch has 70x70 pixels. Channels double with each layer up to eight times as
+    many as those of the first. Under a sharded batch, BatchNorm takes the statistics of the global
+    batch.
     """
 
-    num_layers: int = 3
-    width: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    frozen: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        """Raises InputError for fields out of their range."""
-        for name in ("num_layers", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"config.tokenizer.discriminator.model.{name}={getattr(self, name)}:"
-                    " at least 1 is needed"
-                )
-        super().__post_init__()
+    num_layers: int = setting(3, "convolutions that halve the map", Range(1))
+    width: int = setting(64, "channels of the first of them", Range(1))
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "compute dtype; parameters and logits are float32"
+    )
 
     @nn.nowrap
-    def frozen_params(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """The frozen parameters, of which there are none."""
-        del key
-        return {}
+    def check_size(self, height: int, width: int) -> None:
+        """Checks that there is room for a single logit.
+
+        Raises:
+            FieldError: there is not.
+        """
+        needed = 3 * 2**self.num_layers
+        if min(height, width) < needed:
+            raise FieldError(
+                f"num_layers={self.num_layers}: images of at least {needed}x{needed} are needed,"
+                f" not {height}x{width}; set fewer"
+            )
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]:
-        """Logits of the patches; images in [-1, 1], `train` as in the package's contract.
+        """Logits of the patches.
 
         Raises:
-            InputError: images too small for a single logit.
+            FieldError: as `check_size`.
         """
-        height, width = images.shape[1:3]
-        needed = 3 * 2**self.num_layers
-        if min(height, width) < needed:
-            raise InputError(
-                f"PatchGAN with {self.num_layers} layers was given images of {height}x{width},"
-                f" expected at least {needed}x{needed}; lower"
-                " config.tokenizer.discriminator.model.num_layers"
-            )
+        self.check_size(*images.shape[1:3])
 
         def convolution(features: int, stride: int, use_bias: bool, name: str) -> Convolution:
             return Convolution(

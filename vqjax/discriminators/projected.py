@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vqjax.discriminators.base import Discriminator
 from vqjax.discriminators.normalization import SpectralConvolution, batch_norm, kaiming_uniform
 from vqjax.features.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
+from vqjax.settings import setting
 
 _LAYERS = ("stride4", "stride8", "stride16", "stride32")
 
@@ -27,17 +29,16 @@ _WIDTH = 64
 _HEAD_WIDTHS = (512, 256, 128, 64, 64, 32, 16, 8)
 
 
-class ProjectedDiscriminator(nn.Module):
+class ProjectedDiscriminator(Discriminator):
     """Four heads on EfficientNet-lite0's features, mixed at random over channels and scales.
 
     At 224 or 256 pixels it trains 10.3 million parameters and holds 3.3 million frozen ones. Under
     a sharded batch, BatchNorm takes the statistics of the global batch, or of each microbatch.
-
-    Attributes:
-        dtype: compute dtype; parameters and logits are float32.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "compute dtype; parameters and logits are float32"
+    )
 
     frozen: ClassVar[tuple[str, ...]] = ("backbone", "projection")
 
@@ -64,7 +65,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b n"]:
-        """Logits of the four heads; images in [-1, 1], `train` as in the package's contract.
+        """Logits of the four heads.
 
         Images are enlarged bilinearly to at least 224 pixels a side, and to sides that the coarsest
         stride of 32 divides. A head halves its map until 8 positions, or the power of two nearest

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.evaluation.feature_networks import FeatureNetwork
 from vqjax.evaluation.protocol import digest
 from vqjax.features import imagenet
 from vqjax.features.efficientnet_lite import INPUT_SIZE, load_efficientnet_lite
 from vqjax.features.inception import WEIGHTS, Resize, load_inception
-from vqjax.registry import did_you_mean
 
 NETWORKS = ("inception", "efficientnet_lite1")
 

@@ -13,11 +13,12 @@ from vqjax.evaluation.feature_networks import FeatureNetwork, as_saved
 from vqjax.evaluation.metrics.ssim import WINDOW, ssim
 from vqjax.evaluation.results import Measurements
 from vqjax.evaluation.rows import Columns, Rows
-from vqjax.losses.perceptual import LPIPS, MIN_SIZE
+from vqjax.losses.perceptual import LPIPS, MIN_SIZE, Net
 from vqjax.losses.pixelwise import psnr
 from vqjax.pixels import to_float
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokenizers.base import tokens_shape
+from vqjax.tokens import Tokens
 
 # Codes that are counted at a time.
 _CHUNK = 4096
@@ -48,7 +49,8 @@ def metric_lpips(trained_with: Collection[str], resolution: int) -> LPIPS | None
         trained_with: trunks of the perceptual losses of its stages; None is left of both.
         resolution: side of the images in pixels.
     """
-    left = [net for net in ("alexnet", "vgg16") if net not in trained_with]
+    nets: tuple[Net, ...] = ("alexnet", "vgg16")
+    left = [net for net in nets if net not in trained_with]
     return LPIPS(left[0]) if left and resolution >= MIN_SIZE else None
 
 
@@ -94,12 +96,15 @@ def measurer(
     return measure
 
 
-def summary(rows: Rows, num_codes: int) -> tuple[Measurements, dict[str, Float[np.ndarray, " n"]]]:
+def summary(
+    rows: Rows, num_codes: int, grid: tuple[int, int]
+) -> tuple[Measurements, dict[str, Float[np.ndarray, " n"]]]:
     """Means over the images with their standard errors, and the codebook's use over all of them.
 
     Args:
         rows: with the columns of `columns`.
         num_codes: size of the codebook.
+        grid: (h, w) of the tokens.
 
     Returns:
         The measurements, and the metrics of each image that they are means of.
@@ -116,8 +121,10 @@ def summary(rows: Rows, num_codes: int) -> tuple[Measurements, dict[str, Float[n
             found.spread[name] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     counts = np.zeros(num_codes)
     for start in range(0, rows.count, _CHUNK):
-        codes = rows["codes"][start : start + _CHUNK]
-        counts += np.asarray(quantizers.count_codes(codes, num_codes))
+        part = slice(start, start + _CHUNK)
+        codes, positions = (jnp.asarray(rows[name][part]) for name in ("codes", "positions"))
+        tokens = Tokens(codes, positions, grid)
+        counts += np.asarray(quantizers.count_codes(tokens.codes, num_codes, tokens.present))
     total = jnp.asarray(counts, jnp.float32)
     found.metrics["codebook usage"] = float(quantizers.usage(total))
     found.metrics["codebook perplexity"] = float(quantizers.perplexity(total))

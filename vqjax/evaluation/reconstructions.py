@@ -58,7 +58,9 @@ def evaluate_reconstructions(run: EvaluatedRun, split: str, limit: int | None) -
         )
 
     rows = evaluator.rows("reconstruction", protocol, count, columns, work)
-    measurements, each = pair_metrics.summary(rows, tokenizer.num_codes)
+    measurements, each = pair_metrics.summary(
+        rows, tokenizer.num_codes, tokenizer.grid(resolution, resolution)
+    )
     features, labels = rows["features"], rows["label"]
     original = Reference.of(rows["original_features"], labels, {"images": "their originals"})
     metrics = evaluator.set_metrics(original)

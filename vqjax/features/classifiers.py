@@ -9,11 +9,10 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int, UInt8
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.features import efficientnet_lite, resnet
 from vqjax.features.imagenet import at_side
 from vqjax.pixels import ensure_float
-from vqjax.registry import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

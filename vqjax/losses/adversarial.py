@@ -1,17 +1,16 @@
 """Adversarial losses of discriminator and generator, and VQGAN's adaptive weight."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.errors import InputError
-from vqjax.registry import did_you_mean
-
-_ADVERSARIAL_KINDS = ("hinge", "non_saturating")
+Kind = Literal["hinge", "non_saturating"]
 
 
 def discriminator_loss(
-    kind: str, real_logits: Float[Array, "real n"], fake_logits: Float[Array, "fake n"]
+    kind: Kind, real_logits: Float[Array, "real n"], fake_logits: Float[Array, "fake n"]
 ) -> Float[Array, ""]:
     """The discriminator's loss: its mean over real logits plus that over fake ones.
 
@@ -21,24 +20,15 @@ def discriminator_loss(
         kind: "hinge" (Lim and Ye 2017, Eq. 5) or "non_saturating" (Goodfellow et al. 2014, Eq. 1).
         real_logits: of real images.
         fake_logits: of generated ones.
-
-    Raises:
-        InputError: unknown kind.
     """
-    _check_kind(kind)
     real, fake = real_logits.astype(jnp.float32), fake_logits.astype(jnp.float32)
     if kind == "hinge":
         return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
     return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
 
 
-def generator_loss(kind: str, fake_logits: Float[Array, "fake n"]) -> Float[Array, ""]:
-    """The generator's loss, against a discriminator with `discriminator_loss` of the same kind.
-
-    Raises:
-        InputError: unknown kind.
-    """
-    _check_kind(kind)
+def generator_loss(kind: Kind, fake_logits: Float[Array, "fake n"]) -> Float[Array, ""]:
+    """The generator's loss, against a discriminator with `discriminator_loss` of the same kind."""
     fake = fake_logits.astype(jnp.float32)
     return jnp.mean(-fake if kind == "hinge" else jax.nn.softplus(-fake))
 
@@ -66,8 +56,3 @@ def adaptive_weight(
     )
     weight = jnp.clip(reconstruction / (adversarial + 1e-4), 0.0, maximum)
     return jax.lax.stop_gradient(weight)
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in _ADVERSARIAL_KINDS:
-        raise InputError(f"adversarial loss {kind!r}: {did_you_mean(kind, _ADVERSARIAL_KINDS)}")

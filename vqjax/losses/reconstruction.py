@@ -1,13 +1,13 @@
 """The loss of a reconstruction: pixel and perceptual terms, weighted. Source: paper 000, Eq. 1."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.losses.perceptual import LPIPS, load_lpips
+from vqjax.losses.perceptual import LPIPS, Net, load_lpips
 from vqjax.losses.pixelwise import l1_loss, l2_loss
 from vqjax.settings import Range, check_settings, setting
 
@@ -23,7 +23,7 @@ class LossWeights:
     l1: float = setting(0.0, "mean absolute error of the pixels", Range(0))
     l2: float = setting(1.0, "mean squared error of the pixels", Range(0))
     perceptual: float = setting(1.0, "LPIPS", Range(0))
-    perceptual_net: Literal["vgg16", "alexnet"] = setting("vgg16", "trunk of LPIPS")
+    perceptual_net: Net = setting("vgg16", "trunk of LPIPS")
     vq: float = setting(1.0, "the quantizer's loss", Range(0))
 
     def __post_init__(self) -> None:

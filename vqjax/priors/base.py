@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.priors import condition as conditions
+from vqjax.settings import Range, check_settings, setting
 from vqjax.tokens import Tokens
 
 # Sum and count: means are taken over all batches of a pass.
@@ -26,8 +27,7 @@ class Prior(nn.Module):
         num_codes: K of the tokenizer.
         grid: (h, w) latent grid of the training images.
         num_ids: size of the condition's vocabulary; 0 for an unconditional prior.
-        condition_dropout: probability, [0, 1), that an image's condition is the null one in a
-            training step, which classifier-free guidance in sampling needs.
+        condition_dropout: which classifier-free guidance in sampling needs.
     """
 
     # The tokens that it takes: "dense" (a code for every cell), "sparse", or "any".
@@ -42,7 +42,20 @@ class Prior(nn.Module):
     num_codes: int
     grid: tuple[int, int]
     num_ids: int = 0
-    condition_dropout: float = 0.0
+    condition_dropout: float = setting(
+        0.0,
+        "probability that an image's condition is the null one in a training step",
+        Range(0, 1, below=True),
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the fields, each by itself.
+
+        Raises:
+            FieldError: a value out of its range.
+        """
+        check_settings(self)
+        super().__post_init__()
 
     if TYPE_CHECKING:
 

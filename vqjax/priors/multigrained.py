@@ -21,6 +21,7 @@ from vqjax.priors.base import Prior, Sums
 from vqjax.priors.block_layout import BlockLayout, block_layout
 from vqjax.priors.condition import ConditionEmbedding
 from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
+from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
 Context = Literal["mixed", "random", "prefix"]
@@ -40,68 +41,49 @@ class MultiGrainedPrior(Prior):
     No leak: the query block's own global token is computed here, from the masked codes of the local
     window, so nothing that a caller passes can show it what is to be predicted.
 
-    Attributes:
-        num_codes: K of the tokenizer; K itself is the mask token.
-        grid: (h, w) latent grid of the training images; on other grids positions interpolate.
-        num_ids: see `Prior`.
-        condition_dropout: see `Prior`; drawn once for all query blocks of an image.
-        dim: width of the transformer.
-        num_layers: its depth.
-        num_heads: its attention heads.
-        embed_dim: width of a code's embedding; narrower than `dim`, since the strided convolution
-            has W_s^2 * embed_dim * dim weights.
-        block_size: W_s, side of a query block.
-        halo: E_s, how far the local window reaches beyond it.
-        dropout: rate on the embeddings and in the transformer.
-        label_smoothing: of the training loss; a held-out loss is never smoothed.
-        query_blocks_per_image: how many blocks of each image are predicted in a training step,
-            drawn at random, which leaves the loss unbiased; None means all, as in the paper. "auto"
-            is all on grids of up to 32 x 32 cells and 4 on larger ones, where the windows of all
-            blocks cost more than full attention.
-        scan: see `Transformer`.
-        remat: see `Transformer`.
-        dtype: compute dtype; parameters are float32.
-        implementation: see `vqjax.nn.attention.attention`.
+    The mask token is code K. Query blocks of a training step are drawn at random, which leaves the
+    loss unbiased; the paper takes all of them. "auto" is all on grids of up to 32 x 32 cells and 4
+    on larger ones, where the windows of all blocks cost more than full attention. The condition is
+    dropped once for all query blocks of an image. On other grids than that of the training images
+    positions interpolate.
     """
 
     any_grid: ClassVar[bool] = True
     known_tokens: ClassVar[bool] = True
     rngs: ClassVar[tuple[str, ...]] = ("mask", "dropout")
 
-    dim: int = 768
-    num_layers: int = 24
-    num_heads: int = 16
-    embed_dim: int = 256
-    block_size: int = 8
-    halo: int = 2
-    dropout: float = 0.1
-    label_smoothing: float = 0.1
-    query_blocks_per_image: int | str | None = "auto"
-    scan: bool = True
-    remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    implementation: Implementation = "xla"
+    dim: int = setting(768, "width of the transformer", Range(1))
+    num_layers: int = setting(24, "its depth", Range(1))
+    num_heads: int = setting(16, "its attention heads; a divisor of the width", Range(1))
+    # Narrower than `dim`, since the strided convolution has W_s^2 * embed_dim * dim weights.
+    embed_dim: int = setting(256, "width of a code's embedding", Range(1))
+    block_size: int = setting(8, "W_s, side of a query block", Range(1))
+    halo: int = setting(2, "E_s, how far the local window reaches beyond it", Range(0))
+    dropout: float = setting(
+        0.1, "rate on the embeddings and in the transformer", Range(0, 1, below=True)
+    )
+    label_smoothing: float = setting(
+        0.1, "of the training loss; a held-out loss is never smoothed", Range(0, 1, below=True)
+    )
+    query_blocks_per_image: int | Literal["auto"] | None = setting(
+        "auto", "blocks of each image that a training step predicts; None for all", Range(1)
+    )
+    scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
+    remat: bool = setting(False, "recompute each layer in the backward pass")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "compute dtype; parameters are float32"
+    )
+    implementation: Implementation = setting("xla", "of the attention, see `vqjax.nn.attention`")
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            FieldError: a field out of its range.
+            FieldError: a value out of its range, or heads that do not divide the width.
         """
-        drawn = self.query_blocks_per_image
-        drawn_fits = drawn in (None, "auto") or (isinstance(drawn, int) and drawn >= 1)
-        divides = 1 <= self.num_heads <= self.dim and self.dim % self.num_heads == 0
-        check_fields(
-            self,
-            [
-                ("block_size", self.block_size >= 1, "at least 1"),
-                ("halo", self.halo >= 0, "0 or more"),
-                ("num_heads", divides, f"a divisor of dim={self.dim}"),
-                ("condition_dropout", 0 <= self.condition_dropout < 1, "[0, 1)"),
-                ("query_blocks_per_image", drawn_fits, "'auto', None (all) or at least 1"),
-            ],
-        )
         super().__post_init__()
+        divides = self.dim % self.num_heads == 0
+        check_fields(self, [("num_heads", divides, f"a divisor of dim={self.dim}")])
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""

@@ -7,7 +7,7 @@ the module and name it here.
 import importlib
 import sys
 
-from vqjax.registry import did_you_mean
+from vqjax.errors import did_you_mean
 
 COMMANDS = {
     "train": "train the stages of a config in a workdir, or go on with it",

@@ -9,9 +9,8 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from vqjax.errors import InputError, TrainingError
+from vqjax.errors import InputError, TrainingError, did_you_mean
 from vqjax.programs.compilation_cache import keep_compiled_programs
-from vqjax.registry import did_you_mean
 from vqjax.training.console import close_logging
 
 _HELP = ("-h", "-help", "--help")

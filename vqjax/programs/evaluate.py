@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.evaluation.evaluated_run import EvaluatedRun
 from vqjax.evaluation.evaluator import Evaluator, evaluate_images
 from vqjax.evaluation.network_registry import NETWORKS, build_network
@@ -35,7 +35,6 @@ from vqjax.features.inception import Resize
 from vqjax.files import cache_folder, is_remote, open_path
 from vqjax.programs import sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
-from vqjax.registry import did_you_mean
 from vqjax.runs.sampling import GenerationSettings
 from vqjax.runs.workdir import read_config
 from vqjax.training.console import setup_logging

@@ -1,9 +1,9 @@
 """Flags of all programs that sample: settings of the samplers, and a classifier of candidates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import numpy as np
 from absl import flags
@@ -14,7 +14,7 @@ from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet
 from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.rejection import Rejection, Score
-from vqjax.settings import choices_of, describe_settings
+from vqjax.settings import alternatives, choices_of, describe_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +78,22 @@ class SamplingFlags:
         return Rejection(acceptance, self.build_classifier(), by)
 
 
-def define(without: Sequence[str] = ()) -> SamplingFlags:
-    """Defines the flags, but for some settings; to be called where a program defines its own."""
-    settings: dict[str, flags.FlagHolder[Any]] = {}
-    for cls in (GenerationSettings, *(sampler.settings for sampler in SAMPLERS.values())):
-        described = describe_settings(cls)
-        for field in dataclasses.fields(cls):
-            if field.name in described and field.name not in (*settings, *without):
-                settings[field.name] = _define(field, f"{described[field.name]} [the config's]")
+def define(without: Sequence[str] = (), values: flags.FlagValues = flags.FLAGS) -> SamplingFlags:
+    """Defines the flags; to be called where a program defines its own.
+
+    Args:
+        without: settings that get no flag.
+        values: the flags that they join; those of the process.
+
+    Raises:
+        TypeError: a setting of a type that no flag has, or of two types.
+    """
+    owners = {name: sampler.settings for name, sampler in SAMPLERS.items()}
+    settings = {
+        name: _define(name, fields, values)
+        for name, fields in _fields({"": GenerationSettings, **owners}).items()
+        if name not in without
+    }
     return SamplingFlags(
         settings,
         flags.DEFINE_enum(
@@ -93,24 +101,66 @@ def define(without: Sequence[str] = ()) -> SamplingFlags:
             "efficientnet_lite1",
             CLASSIFIERS,
             "Which classifier of ImageNet; the projected adversary trains against lite0",
+            values,
         ),
-        flags.DEFINE_string("classifier_weights", None, "resnet101: file of torchvision's weights"),
+        flags.DEFINE_string(
+            "classifier_weights", None, "resnet101: file of torchvision's weights", values
+        ),
         flags.DEFINE_enum(
             "score",
             "label",
             ["label", "confidence"],
             "Its probability of the image's class, where classes are ImageNet's 1000; or of the"
             " likeliest",
+            values,
         ),
     )
 
 
-def _define(field: dataclasses.Field, meaning: str) -> flags.FlagHolder[Any]:
-    """A flag for a setting, None where it is not given."""
-    if choices_of(field):
-        return flags.DEFINE_enum(field.name, None, choices_of(field), meaning)
-    if field.type is float:
-        return flags.DEFINE_float(field.name, None, meaning)
-    if field.type is bool:
-        return flags.DEFINE_bool(field.name, None, meaning)
-    return flags.DEFINE_integer(field.name, None, meaning)
+def _fields(owners: Mapping[str, type]) -> dict[str, dict[str, tuple[dataclasses.Field, str]]]:
+    """By name of each setting and by its owners: the field, and what it means there."""
+    found: dict[str, dict[str, tuple[dataclasses.Field, str]]] = {}
+    for owner, cls in owners.items():
+        described = describe_settings(cls)
+        for field in dataclasses.fields(cls):
+            if field.name in described:
+                found.setdefault(field.name, {})[owner] = field, described[field.name]
+    return found
+
+
+def _define(
+    name: str, fields: Mapping[str, tuple[dataclasses.Field, str]], values: flags.FlagValues
+) -> flags.FlagHolder[Any]:
+    """One flag for the settings of a name, None where it is not given.
+
+    Its choices are those of all of them: the sampler of the run refuses what it does not have.
+    """
+    kinds = {_kind(field) for field, _ in fields.values()}
+    if len(kinds) > 1:
+        raise TypeError(f"the setting {name} has another type in each of {', '.join(fields)}")
+    meanings = {meaning for _, meaning in fields.values()}
+    if len(meanings) > 1:
+        meanings = {f"{owner}: {meaning}" for owner, (_, meaning) in fields.items()}
+    meaning = f"{'; '.join(sorted(meanings))} [the config's]"
+    (kind,) = kinds
+    if kind is Literal:
+        choices = dict.fromkeys(c for field, _ in fields.values() for c in choices_of(field))
+        return flags.DEFINE_enum(name, None, choices, meaning, values)
+    return _FLAGS[kind](name, None, meaning, flag_values=values)
+
+
+_FLAGS: Mapping[Any, Callable[..., flags.FlagHolder[Any]]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def _kind(field: dataclasses.Field) -> Any:
+    """The type of a setting, Literal for one of choices; None besides is no matter."""
+    kinds = [t for t in alternatives(field.type) if t is not type(None)]
+    kind = get_origin(kinds[0]) or kinds[0]
+    if len(kinds) > 1 or not (kind is Literal or kind in _FLAGS):
+        raise TypeError(f"the setting {field.name} is of {field.type}, which no flag can give")
+    return kind

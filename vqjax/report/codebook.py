@@ -50,8 +50,9 @@ def inspect(run: Run, batches: Iterable[dict[str, np.ndarray]]) -> Codebook:
     for batch in batches:
         shared = jax.device_put(batch["image"], share)
         tokens = encode(tokenizer, run.tokenizer_variables, shared)
-        codes = to_host(tokens.codes)
-        counts += to_host(quantizers.count_codes(codes, len(counts), batch["valid"]))
+        codes, present = to_host(tokens.codes), to_host(tokens.present)
+        counted = batch["valid"][:, None] & present
+        counts += to_host(quantizers.count_codes(codes, len(counts), counted))
         images += int(batch["valid"].sum())
     vectors = np.asarray(tokenizer.apply(run.tokenizer_variables, method="codebook"))
     points, explained = principal_components(vectors)

@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 from vqjax import registry
 from vqjax.conditions import Condition, LabelledSource, condition_class
 from vqjax.data import DataSettings
-from vqjax.errors import FieldError, InputError
+from vqjax.errors import FieldError, InputError, did_you_mean
 from vqjax.priors import Prior, build_prior
-from vqjax.registry import did_you_mean
 from vqjax.runs.sampling import GenerationSettings, Sampling
 from vqjax.runs.stages import all_stages, decoder_of, stage_settings, tokenizer_of
 from vqjax.samplers import SAMPLERS
@@ -153,10 +152,8 @@ def build_sampling(
         InputError: as `sampling_settings`, or a setting that does not fit the prior.
     """
     sampling = sampling_settings(config, stage, given)
-    try:
+    with registry.named_in("sampling"):
         check_guidance(prior, sampling.sampler)
-    except FieldError as e:
-        raise InputError(f"config.sampling.{e}") from None
     return sampling
 
 

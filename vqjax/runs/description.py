@@ -41,7 +41,7 @@ def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str
     side = config.data.resolution
     note = None
     if condition is None:
-        condition, note = _condition(config)
+        condition, note = known_condition(config)
     stages, tokens = [], None
     for name in all_stages(config):
         own = config[name]
@@ -129,8 +129,8 @@ def as_text(described: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _condition(config: ConfigDict) -> tuple[Condition, str | None]:
-    """The condition of a config, and what has to be said of it."""
+def known_condition(config: ConfigDict) -> tuple[Condition, str | None]:
+    """The condition of a config as far as it can be known before a run, and what is to be said."""
     if config.condition.name == "none":
         return NoCondition(), None
     try:

@@ -15,9 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vqjax import registry
-from vqjax.errors import FieldError, InputError
+from vqjax.errors import FieldError, InputError, did_you_mean
 from vqjax.files import open_path
-from vqjax.registry import did_you_mean
 from vqjax.runs.workdir import COMPUTE, differences, read_config
 from vqjax.settings import Range, check_settings, setting
 

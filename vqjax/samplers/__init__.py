@@ -5,27 +5,14 @@ A sampler is a settings dataclass (`vqjax.settings`) and a pure function
     sample(prior, variables, rng, condition, known, settings, grid) -> Tokens
 
 without a Python loop over tokens or a way back to the host inside; `known` tokens (or None) come
-back unchanged. To add one, write its file here and name it in `SAMPLERS`.
+back unchanged. To add one, write its file here, with the settings of `TokenSampling` and its own,
+and name it in `SAMPLERS`.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from vqjax.samplers import multigrained
-from vqjax.tokens import Tokens
+from vqjax.samplers.base import Sampler, TokenSampling
 
-
-class Sampler(NamedTuple):
-    """A way to draw tokens from a prior.
-
-    Attributes:
-        settings: the dataclass of its settings.
-        sample: the function that draws.
-    """
-
-    settings: type
-    sample: Callable[..., Tokens]
-
+__all__ = ["SAMPLERS", "Sampler", "TokenSampling"]
 
 SAMPLERS: dict[str, Sampler] = {
     "multigrained": Sampler(multigrained.MultiGrainedSampling, multigrained.sample)

@@ -15,41 +15,25 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.priors.block_layout import block_layout
 from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.samplers.base import TokenSampling
 from vqjax.samplers.confidence import choose, still_masked
-from vqjax.samplers.guidance import Schedule, guidance_weight, guided_logits
-from vqjax.settings import Range, check_settings, setting
+from vqjax.samplers.guidance import guidance_weight, guided_logits
+from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiGrainedSampling:
-    """The settings of the sampler.
-
-    Guidance other than 1 doubles the batch of each step. The schedule "linear" lets its weight grow
-    from 1 while the image is sampled (Muse, Chang et al. 2023, section 2.7). The noise on the
-    confidence falls to 0 over the steps.
+class MultiGrainedSampling(TokenSampling):
+    """The settings of the sampler; the noise on the confidence falls to 0 over the steps.
 
     Raises:
         FieldError: a value out of its range.
     """
 
     steps: int = setting(8, "parallel steps in each block", Range(1))
-    temperature: float = setting(
-        1.0, "of the softmax that codes are drawn from", Range(0, above=True)
-    )
-    top_k: int = setting(0, "draw among the k most likely codes; 0 for all", Range(0))
-    top_p: float = setting(
-        1.0, "draw among the likeliest codes of this probability; 1 for all", Range(0, 1, True)
-    )
     choice_temperature: float = setting(
         4.5, "Gumbel noise on the confidence by which tokens are kept", Range(0)
     )
-    guidance: float = setting(1.0, "classifier-free guidance; 1 for none", Range(0))
-    guidance_schedule: Schedule = setting("constant", "how guidance gets to its weight")
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        check_settings(self)
 
 
 def sample(

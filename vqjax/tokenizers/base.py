@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
+from vqjax.settings import check_settings
 from vqjax.tokens import Tokens
 
 Metrics = dict[str, Float[Array, ""]]
@@ -32,8 +33,19 @@ class Tokenizer(nn.Module):
     last_layer: ClassVar[str] = "last_convolution"
     # Names of the parameters that `decode` alone reads: those that a decoder stage trains.
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_convolution")
+    # Streams that a training step draws random numbers from, besides "params".
+    rngs: ClassVar[tuple[str, ...]] = ("restart",)
 
     quantizer: VectorQuantizer
+
+    def __post_init__(self) -> None:
+        """Checks the fields, each by itself.
+
+        Raises:
+            FieldError: a value out of its range.
+        """
+        check_settings(self)
+        super().__post_init__()
 
     if TYPE_CHECKING:
 
@@ -187,10 +199,23 @@ def same_codes(tokenizer: Tokenizer, other: Tokenizer) -> bool:
     return encoders[0] == encoders[1] and tokenizer.quantizer == other.quantizer
 
 
+def init_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """A key for "params" and for each stream of a tokenizer, as its `init` takes them."""
+    streams = ("params", *tokenizer.rngs)
+    return dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+
+
+def step_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """A key for each stream of a tokenizer in a training step; the step's own if there is one."""
+    streams = tokenizer.rngs
+    keys = [key] if len(streams) == 1 else jax.random.split(key, len(streams))
+    return dict(zip(streams, keys, strict=True))
+
+
 def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> dict[str, Any]:
     """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
     images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-    keys = {"params": jax.random.key(0), "restart": jax.random.key(0)}
+    keys = dict.fromkeys(("params", *tokenizer.rngs), jax.random.key(0))
     return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
+from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
 from vqjax.tokenizers.tiling import Tiling, swin_halo
 
@@ -132,52 +133,45 @@ class Decoder(nn.Module):
 class EfficientVQGAN(Tokenizer):
     """Images to codes and back, with local attention only.
 
-    Attributes:
-        quantizer: the codebook.
-        patch_size: side of an embedded patch in pixels, a power of two from 2 (4 in the paper).
-        widths: width of each level, finest first; each level after the first halves the map, so the
-            downsampling factor f is patch_size * 2^(levels - 1).
-        depths: Swin blocks of each level, in the encoder and in the decoder.
-        head_dim: width of an attention head; divides the widths.
-        window: side of the attention windows in cells.
-        mlp_ratio: hidden width of the MLPs over the width of the level.
-        remat: recompute Swin blocks in the backward pass.
-        dtype: compute dtype; parameters, pixels and quantization are float32.
-        implementation: see `vqjax.nn.attention.attention`.
+    Each level after the first halves the map, so the downsampling factor f is
+    patch_size * 2^(levels - 1).
     """
 
-    patch_size: int = 4
-    widths: tuple[int, ...] = (128, 256, 512)
-    depths: tuple[int, ...] = (2, 2, 6)
-    head_dim: int = 32
-    window: int = 8
-    mlp_ratio: int = 4
-    remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    implementation: Implementation = "xla"
+    patch_size: int = setting(
+        4, "side of an embedded patch in pixels, a power of two (4 in the paper)", Range(2)
+    )
+    widths: tuple[int, ...] = setting(
+        (128, 256, 512), "width of each level, finest first", Range(1)
+    )
+    depths: tuple[int, ...] = setting(
+        (2, 2, 6), "Swin blocks of each level, in the encoder and in the decoder", Range(1)
+    )
+    head_dim: int = setting(32, "width of an attention head; divides the widths", Range(1))
+    window: int = setting(8, "side of the attention windows in cells", Range(1))
+    mlp_ratio: int = setting(4, "hidden width of the MLPs over that of the level", Range(1))
+    remat: bool = setting(False, "recompute Swin blocks in the backward pass")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "compute dtype; parameters, pixels and quantization are float32"
+    )
+    implementation: Implementation = setting("xla", "of the attention, see `vqjax.nn.attention`")
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            FieldError: fields out of their range or that contradict each other.
+            FieldError: a value out of its range, or fields that contradict each other.
         """
-        power = self.patch_size >= 2 and not self.patch_size & (self.patch_size - 1)
-        levels = len(self.widths)
+        super().__post_init__()
+        levels, divided = len(self.widths), all(w % self.head_dim == 0 for w in self.widths)
         check_fields(
             self,
             [
-                ("patch_size", power, "a power of two from 2"),
-                ("window", self.window >= 1, "a side of at least 1"),
+                ("patch_size", self.patch_size.bit_count() == 1, "a power of two"),
                 ("widths", levels > 0, "at least one width"),
                 ("depths", len(self.depths) == levels, f"one depth for each of {levels} widths"),
-                ("head_dim", self.head_dim >= 1, "at least 1"),
+                ("widths", divided, f"multiples of head_dim={self.head_dim}"),
             ],
         )
-        divided = all(width % self.head_dim == 0 for width in self.widths)
-        expected = f"multiples of head_dim={self.head_dim}"
-        check_fields(self, [("widths", divided, expected)])
-        super().__post_init__()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.convolutional import Downsampling, Normalization, ResidualStage, Upsampling
+from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
 
 
@@ -81,56 +82,46 @@ class Decoder(nn.Module):
 class VQGAN(Tokenizer):
     """Images to codes and back by convolutions and global attention.
 
-    Attributes:
-        quantizer: the codebook.
-        width: of the first level.
-        multipliers: width of each level over `width`, finest first; each level after the first
-            halves the map, so the downsampling factor f is 2^(levels - 1).
-        num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
-        attention_factors: downsampling factors of the levels with attention after every block. The
-            published configs name these levels by the side of their map at the training
-            resolution, which this model does not know: their 16 is 256 / 16.
-        latent_width: width of the map between the two convolutions at each side of the codebook.
-        remat: recompute residual and attention blocks in the backward pass.
-        dtype: compute dtype; parameters, pixels and quantization are float32.
+    Each level after the first halves the map, so the downsampling factor f is 2^(levels - 1). The
+    published configs name the levels with attention by the side of their map at the training
+    resolution, which this model does not know: their 16 is a factor of 256 / 16.
     """
 
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    attention_factors: tuple[int, ...] = (16,)
-    latent_width: int = 256
-    remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    width: int = setting(128, "of the first level", Range(1))
+    multipliers: tuple[int, ...] = setting(
+        (1, 1, 2, 2, 4), "width of each level over that of the first, finest first", Range(1)
+    )
+    num_res_blocks: int = setting(
+        2, "residual blocks of a level in the encoder; the decoder has one more", Range(1)
+    )
+    attention_factors: tuple[int, ...] = setting(
+        (16,), "downsampling factors of the levels with attention after every block", Range(1)
+    )
+    latent_width: int = setting(
+        256, "of the map between the two convolutions at each side of the codebook", Range(1)
+    )
+    remat: bool = setting(False, "recompute residual and attention blocks in the backward pass")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "compute dtype; parameters, pixels and quantization are float32"
+    )
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            FieldError: fields out of their range or that contradict each other.
+            FieldError: a value out of its range, or fields that contradict each other.
         """
+        super().__post_init__()
         factors = [2**i for i in range(len(self.multipliers))]
         there = set(self.attention_factors) <= set(factors)
+        expected = f"downsampling factors of levels ({', '.join(map(str, factors))})"
         check_fields(
             self,
             [
-                *(
-                    (name, getattr(self, name) >= 1, "at least 1")
-                    for name in ("width", "num_res_blocks", "latent_width")
-                ),
-                (
-                    "multipliers",
-                    bool(self.multipliers) and min(self.multipliers) >= 1,
-                    "a whole number from 1 for each level",
-                ),
-                (
-                    "attention_factors",
-                    there,
-                    f"downsampling factors of levels ({', '.join(map(str, factors))})",
-                ),
+                ("multipliers", len(factors) > 0, "at least one level"),
+                ("attention_factors", there, expected),
             ],
         )
-        super().__post_init__()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""

@@ -4,7 +4,7 @@ Source: paper 000, section 3.1, Eq. 1; VQGAN (Esser et al. 2021), section 3.1.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from vqjax import registry
 from vqjax.discriminators import build_discriminator
-from vqjax.discriminators.augmentation import AUGMENTATIONS, diff_augment
-from vqjax.errors import FieldError, InputError
-from vqjax.registry import did_you_mean
+from vqjax.discriminators.augmentation import Augmentation, diff_augment
+from vqjax.errors import InputError
+from vqjax.losses.adversarial import Kind
 from vqjax.settings import Range, check_settings, setting
 from vqjax.training.optimizers import make_optimizer
 from vqjax.training.stage import new_network
@@ -33,7 +33,7 @@ class AdversarialSettings:
         FieldError: a value out of its range.
     """
 
-    loss: Literal["hinge", "non_saturating"] = setting("hinge", "of both networks")
+    loss: Kind = setting("hinge", "of both networks")
     weight: float = setting(0.8, "of the adversarial loss, besides the adaptive weight", Range(0))
     adaptive: bool = setting(
         True, "scale it to the reconstruction's gradient at the tokenizer's last layer"
@@ -41,16 +41,13 @@ class AdversarialSettings:
     max_weight: float = setting(10.0, "clamp of the adaptive weight", Range(0, above=True))
     start: int = setting(0, "first step with an adversary", Range(0))
     ramp: int = setting(0, "steps over which the weight then grows from 0", Range(0))
-    augment: tuple[str, ...] = setting(
-        (), 'of "color", "translation" and "cutout" (DiffAugment), on real and fake images'
+    augment: tuple[Augmentation, ...] = setting(
+        (), "what is done to real and fake images, one after the other (DiffAugment)"
     )
 
     def __post_init__(self) -> None:
         """Checks the fields."""
         check_settings(self)
-        for name in self.augment:
-            if name not in AUGMENTATIONS:
-                raise FieldError(f"augment has {name!r}: {did_you_mean(name, AUGMENTATIONS)}")
 
     def weight_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The weight of the adversarial loss at a step from `start` on."""
@@ -79,7 +76,7 @@ class Adversary:
         """Takes the path of its sub-config, that, the stage's steps and an image's (H, W, 3).
 
         Raises:
-            InputError: unknown name or field, or a setting out of its range.
+            InputError: unknown name or field, a setting out of its range, or images too small.
         """
         self.settings = adversarial_settings(part, config)
         if self.settings.start >= steps:
@@ -88,6 +85,8 @@ class Adversary:
                 " needed"
             )
         self.model = build_discriminator(f"{part}.model", config.model)
+        with registry.named_in(f"{part}.model"):
+            self.model.check_size(*image_shape[:2])
         # Its first update is that of step `start`.
         self.optimizer, _ = make_optimizer(
             f"{part}.optimizer", config.optimizer, steps - self.settings.start

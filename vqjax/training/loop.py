@@ -19,11 +19,10 @@ from jax.sharding import Mesh
 
 from vqjax.conditions import Condition
 from vqjax.data import DataSettings, Share, Source, evaluation_batches, train_batches
-from vqjax.errors import InputError, TrainingError
+from vqjax.errors import InputError, TrainingError, did_you_mean
 from vqjax.files import write_whole
 from vqjax.parallel import batch_sharding, global_batch, placed, process_rows, replicated
 from vqjax.random_keys import random_key
-from vqjax.registry import did_you_mean
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
 from vqjax.training.profile import Profiler

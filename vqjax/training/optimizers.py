@@ -44,7 +44,11 @@ class OptimizerSettings:
     b2: float = setting(0.999, "decay of the second moment", Range(0, 1, below=True))
     eps: float = setting(1e-8, "added to the root of the second moment", Range(0, above=True))
     weight_decay: float = setting(0.0, "of adamw", Range(0))
-    clip_norm: float | None = setting(None, "gradients of a larger norm are scaled to it")
+    clip_norm: float | None = setting(
+        None,
+        "gradients of a larger norm are scaled to it; None for no clipping",
+        Range(0, above=True),
+    )
     schedule: Literal["cosine", "linear", "exponential", "constant"] = setting(
         "cosine", "of the learning rate after the warm-up"
     )
@@ -59,10 +63,6 @@ class OptimizerSettings:
         if self.name == "adam" and self.weight_decay:
             raise FieldError(
                 f"weight_decay={self.weight_decay}: adam has none; use adamw, or weight_decay=0"
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise FieldError(
-                f"clip_norm={self.clip_norm}: a norm above 0 is needed, or None for no clipping"
             )
 
 
@@ -109,10 +109,8 @@ def make_optimizer(
         InputError: an unknown field, or as `OptimizerSettings` and `make_schedule`.
     """
     settings = registry.from_fields(part, OptimizerSettings, config)
-    try:
+    with registry.named_in(part):
         schedule = make_schedule(settings, total_steps)
-    except FieldError as e:
-        raise InputError(f"config.{part}.{e}") from None
     moments = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
     if settings.name == "adam":
         optimizer = optax.adam(schedule, **moments)

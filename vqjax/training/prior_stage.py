@@ -148,7 +148,8 @@ class PriorStage(Stage):
     ) -> tuple[Float[Array, "k"], Any]:
         """Counts of the valid images' codes, and the prior's sums over them."""
         tokens = self._encode(frozen, batch["image"])
-        counts = quantizers.count_codes(tokens.codes, self.model.num_codes, batch["valid"])
+        counted = batch["valid"][:, None] & tokens.present
+        counts = quantizers.count_codes(tokens.codes, self.model.num_codes, counted)
         held_out = self.model.apply(
             variables, tokens, batch["condition"], batch["valid"], key, method="held_out"
         )

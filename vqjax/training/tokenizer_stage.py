@@ -24,6 +24,7 @@ from vqjax.random_keys import random_key
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.runs.stages import stage_of_run
 from vqjax.runs.weights import load_weights
+from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary, adversarial_settings
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
@@ -95,9 +96,8 @@ class TokenizerStage(Stage):
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
         """The tokenizer's variables."""
-        params, restart = jax.random.split(key)
         images = jnp.zeros((1, *self.image_shape))
-        return self.model.init({"params": params, "restart": restart}, images, train=True)
+        return self.model.init(init_keys(self.model, key), images, train=True)
 
     def init(self, key: Key[Array, ""]) -> State:
         """The state before the first step, with that of the discriminator."""
@@ -189,7 +189,7 @@ class TokenizerStage(Stage):
                 self.variables(params, model_states["model"], frozen),
                 x,
                 train=self.trains_codes,
-                rngs={"restart": rng},
+                rngs=step_keys(self.model, rng),
                 mutable=list(model_states["model"]),
                 method="features",
             )
@@ -312,12 +312,13 @@ class TokenizerStage(Stage):
         x = to_float(images)
         y, tokens, _, _ = self.model.apply(variables, x, train=False)
         weight = valid.astype(jnp.float32)
+        counted = valid[:, None] & tokens.present
         sums = {
             "images": jnp.sum(weight),
             "psnr": jnp.sum(weight * psnr(x, y)),
             "l1": jnp.sum(weight * jnp.mean(jnp.abs(x - y), axis=(1, 2, 3))),
             "l2": jnp.sum(weight * jnp.mean((x - y) ** 2, axis=(1, 2, 3))),
-            "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, valid),
+            "codes": quantizers.count_codes(tokens.codes, self.model.num_codes, counted),
         }
         for name, distances in self.reconstruction_loss.perceptual(
             frozen["reconstruction"], y, x
