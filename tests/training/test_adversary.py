@@ -48,7 +48,7 @@ def batch():
     return tiny.as_batch(images(), jnp.zeros(4, jnp.int32))
 
 
-NOTHING = {"discriminator": {}}
+NOTHING = {"discriminator": {}, "reconstruction": {}}
 
 
 def gradients(before, after):
@@ -146,7 +146,7 @@ def test_before_its_start_there_is_no_adversary(config, tmp_path):
     for i in range(6):
         state, metrics = step(state, NOTHING, batch(), phase=stage.phase(i))
         if i < 2:
-            lonely, lonely_metrics = lonely_step(lonely, {}, batch())
+            lonely, lonely_metrics = lonely_step(lonely, NOTHING, batch())
             for x, y in ((state.model, lonely.model), (metrics, lonely_metrics)):
                 jax.tree.map(np.testing.assert_array_equal, x, y)
             jax.tree.map(np.testing.assert_array_equal, state.discriminator, first.discriminator)

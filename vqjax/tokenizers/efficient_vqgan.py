@@ -144,7 +144,7 @@ class EfficientVQGAN(Tokenizer):
         (128, 256, 512), "width of each level, finest first", Range(1)
     )
     depths: tuple[int, ...] = setting(
-        (2, 2, 6), "Swin blocks of each level, in the encoder and in the decoder", Range(1)
+        (2, 2, 6), "Swin blocks of each level, in the encoder and in the decoder", Range(0)
     )
     head_dim: int = setting(32, "width of an attention head; divides the widths", Range(1))
     window: int = setting(8, "side of the attention windows in cells", Range(1))
