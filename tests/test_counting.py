@@ -82,7 +82,9 @@ def test_validation_of_a_tokenizer(run, images, expected):
     stage.model = run.tokenizer
     # Of the program that only counts: all the rest of the pass is left out.
     counts = jax.jit(lambda *args: stage._eval_step(*args)[0]["codes"])
-    np.testing.assert_array_equal(counts(run.tokenizer_variables, {"reconstruction": {}}, images, VALID), expected)
+    np.testing.assert_array_equal(
+        counts(run.tokenizer_variables, {"reconstruction": {}}, images, VALID), expected
+    )
 
 
 def test_validation_of_a_prior(run, images, expected):

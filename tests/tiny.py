@@ -1,13 +1,13 @@
 """A config small enough for tests: --config=tests/tiny.py:path=<folder of images>."""
 
-import atexit
 import dataclasses
 import functools
 import json
+import os
 import shutil
-import tempfile
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 from etils import epath
@@ -27,6 +27,9 @@ from vqjax.training.loop import TrainingData, abstract_state, train_stage
 from vqjax.training.stage import Stage
 from vqjax.training.stage_kinds import build_stage
 from vqjax.training.state import State
+
+# Names the folder that all test processes share, see conftest.py.
+SHARED = "VQJAX_TEST_SHARED"
 
 CLASSES = ("checks", "discs", "stripes")
 CONDITION = ClassCondition(CLASSES)
@@ -196,14 +199,18 @@ class Run:
 
 @functools.cache
 def finished_run() -> Run:
-    """Both stages trained without a break, once for all tests."""
-    folder = Path(tempfile.mkdtemp(prefix="vqjax-test-run-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config = get_config(f"path={write_images(folder / 'images')}")
-    train(config, "tokenizer", folder / "run")
-    tokenizer_files = contents(folder / "run" / "tokenizer")
-    train(config, "prior", folder / "run")
-    return Run(config, folder / "run", tokenizer_files)
+    """Both stages trained without a break, once for all tests of all processes."""
+    folder = Path(os.environ[SHARED])
+    workdir, images, before = (folder / name for name in ("run", "images", "tokenizer"))
+    done = folder / "done"
+    with filelock.FileLock(folder / "lock"):
+        if not done.exists():
+            config = get_config(f"path={write_images(images)}")
+            train(config, "tokenizer", workdir)
+            shutil.copytree(workdir / "tokenizer", before)
+            train(config, "prior", workdir)
+            done.touch()
+    return Run(get_config(f"path={images}"), workdir, contents(before))
 
 
 def run_with_two_of_each(folder: Path) -> epath.Path:

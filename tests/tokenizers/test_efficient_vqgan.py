@@ -286,7 +286,7 @@ def test_tokens_of_a_grid_that_does_not_fit_are_refused():
         ({"patch_size": 3}, "patch_size=3: a power of two"),
         ({"patch_size": 1}, "patch_size=1: at least 2"),
         ({"mlp_ratio": 0}, "mlp_ratio=0: at least 1"),
-        ({"depths": (1, 0)}, "depths has 0: at least 1"),
+        ({"depths": (1, -1)}, "depths has -1: 0 or more"),
         ({"widths": (8, 16, 32)}, "depths=.*: one depth for each of"),
         ({"widths": (), "depths": ()}, "at least one width"),
         ({"widths": (8, 18)}, "widths=.*18.*: multiples of head_dim=4"),
