@@ -6,6 +6,7 @@ and the tables of the guide are derived from it. The fields of a model are check
 
 import dataclasses
 import math
+import numbers
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -77,17 +78,22 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
     """Checks values of the fields of a dataclass.
 
     A number has to be in its field's range, and a value to be one of the choices of a Literal; of
-    a tuple, each item. None is right where the type has it ("float | None").
+    a tuple, each item. None is right where the type has it ("float | None"). A field of type bool
+    or str takes nothing else.
 
     Raises:
         FieldError: for the first value that is out of its range, or none of its choices.
     """
     for field in dataclasses.fields(cls):
         within = field.metadata.get("range")
-        if field.name not in values or not (within or choices_of(field)):
+        if field.name not in values:
             continue
         value = values[field.name]
-        if get_origin(field.type) is not tuple:
+        if not (within or choices_of(field)):
+            for plain, expected in ((bool, "True or False"), (str, "a text")):
+                if field.type is plain and not isinstance(value, plain):
+                    raise FieldError(f"{field.name}={value!r}: {expected} is needed")
+        elif get_origin(field.type) is not tuple:
             _check(f"{field.name}={value!r}", value, field.type, within)
         elif not isinstance(value, tuple):
             raise FieldError(f"{field.name}={value!r}: a list is needed")
@@ -103,11 +109,11 @@ def _check(said: str, value: Any, annotation: Any, within: Range | None) -> None
         return
     if within is None:
         raise FieldError(f"{said}: {did_you_mean(str(value), choices)}")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (number and value in within):
         expected = " or ".join((str(within), *map(repr, choices)))
         raise FieldError(f"{said}: {expected} is needed")
-    if float not in kinds and not isinstance(value, int):
+    if float not in kinds and not isinstance(value, numbers.Integral):
         raise FieldError(f"{said}: a whole number is needed")
 
 

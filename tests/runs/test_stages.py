@@ -1,5 +1,8 @@
 """The stages of a config: which there are, whose codes and whose decoder they use."""
 
+import functools
+import operator
+
 import pytest
 import tiny
 from etils import epath
@@ -118,6 +121,10 @@ def test_weights_that_will_not_be_there_are_missed_before_any_training(tmp_path)
         ({"prior.tokenizer": "tokens"}, r"config.prior.tokenizer='tokens': .*valid: tokenizer"),
         ({"stages": ("prior", "sampler")}, r"config.stages has 'sampler'"),
         ({"extra": 1}, r"config.extra: there is no such setting"),
+        ({"seed": -1}, r"config.seed=-1: a whole number from 0 to 4294967295 is needed"),
+        ({"stages": "tokenizer"}, r"config.stages='tokenizer': names of stages are needed"),
+        ({"data.flip": "x"}, r"config.data.flip='x': True or False is needed"),
+        ({"tokenizer.use_from": 3}, r"config.tokenizer.use_from=3: a text is needed"),
         ({"sampling.stepz": 3}, r"config.sampling.stepz: the sampler of multigrained has no such"),
         ({"sampling.guidance_schedule": "cosine"}, r"guidance_schedule='cosine': .*constant, lin"),
         ({"sampling.decode_tile": -4}, r"config.sampling.decode_tile=-4: 0 or more"),
@@ -139,8 +146,13 @@ def test_no_setting_of_a_config_file_is_dropped(change, message, adversary):
     if not adversary:
         config.tokenizer.discriminator.model = ConfigDict({"name": "none"})
     for key, value in change.items():
-        with config.unlocked():
-            config.update_from_flattened_dict({key: value})
+        *path, name = key.split(".")
+        part = functools.reduce(operator.getitem, path, config)
+        with part.unlocked():
+            # A key that is there keeps its type.
+            if name in part:
+                del part[name]
+            part[name] = value
 
     def check():
         check_config(config)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from vqjax.conditions import Condition
 from vqjax.errors import InputError
@@ -18,10 +18,22 @@ from vqjax.files import open_path
 from vqjax.generation import editing
 from vqjax.generation.codec import decode, encode
 from vqjax.generation.image_sampler import ImageSampler, Models
+from vqjax.generation.inputs import (
+    checked_count,
+    checked_image,
+    checked_images,
+    checked_mask,
+    checked_tokens,
+)
 from vqjax.parallel import make_mesh, placed, to_host
 from vqjax.priors import Prior
 from vqjax.priors.condition import null_condition
-from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
+from vqjax.runs.build import (
+    build_sampling,
+    build_stage_prior,
+    build_stage_tokenizer,
+    check_config,
+)
 from vqjax.runs.sampling import Sampling
 from vqjax.runs.stages import decoder_of, stages_of, trained_stage
 from vqjax.runs.weights import load_tokenizer, load_weights, prior_shapes, split_decoder
@@ -60,6 +72,7 @@ class Run:
         """
         self.workdir = epath.Path(workdir)
         self.config = read_config(self.workdir)
+        check_config(self.config)
         self.mesh = mesh or make_mesh({"data": -1})
         self.steps: dict[str, int] = {}
         priors = stages_of(self.config, "prior")
@@ -166,11 +179,20 @@ class Run:
         return sampling
 
     def encode(self, images: Images) -> Tokens:
-        """Tokens of 8-bit images of one size, which the tokenizer has to take."""
-        return encode(self.tokenizer, self.tokenizer_variables, images)
+        """Tokens of 8-bit images of one size.
+
+        Raises:
+            InputError: other images, or a size that the tokenizer does not take.
+        """
+        return encode(self.tokenizer, self.tokenizer_variables, checked_images(images))
 
     def decode(self, tokens: Tokens) -> Images:
-        """8-bit images of tokens."""
+        """8-bit images of tokens, of any grid.
+
+        Raises:
+            InputError: tokens that the tokenizer cannot have made.
+        """
+        tokens = checked_tokens(tokens, self.tokenizer)
         return to_host(decode(self.tokenizer, self.tokenizer_variables, tokens))
 
     def sample(
@@ -188,13 +210,13 @@ class Run:
         Raises:
             InputError: there is no trained prior, no such class or setting.
         """
-        sampling = self._sampling_of(count, settings)
+        sampling = self._sampling_of(checked_count(count), settings)
         return self._all(self.images(self.conditions(count, label), sampling, seed=seed))
 
     def edit(
         self,
         image: UInt8[np.ndarray, "H W 3"],
-        mask: UInt8[np.ndarray, "H W 3"],
+        mask: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"] | Bool[np.ndarray, "H W"],
         *,
         count: int = 1,
         label: str | int | None = None,
@@ -205,7 +227,7 @@ class Run:
 
         Args:
             image: RGB.
-            mask: of the same size; what is nearer to white than to black is made anew.
+            mask: of the same size; what is True, or nearer to white than to black, is made anew.
             count: how many results.
             label: what the image shows, for conditional runs.
             seed: another one gives other results.
@@ -214,8 +236,8 @@ class Run:
         Raises:
             InputError: as `sample` and `editing.inpaint`.
         """
-        hole = editing.inpaint(self.tokenizer, image, mask)
-        sampling = self._sampling_of(count, settings)
+        hole = editing.inpaint(self.tokenizer, checked_image(image), checked_mask(mask))
+        sampling = self._sampling_of(checked_count(count), settings)
         conditions = self.edit_conditions(count, label)
         return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
 

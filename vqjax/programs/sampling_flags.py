@@ -13,7 +13,7 @@ from vqjax.errors import InputError
 from vqjax.features.classifiers import CLASSIFIERS, ImagenetClassifier, imagenet_classifier
 from vqjax.runs.sampling import GenerationSettings
 from vqjax.samplers import SAMPLERS
-from vqjax.samplers.rejection import Rejection, Score
+from vqjax.samplers.rejection import Rejection, Score, check_acceptance
 from vqjax.settings import alternatives, choices_of, describe_settings
 
 
@@ -68,6 +68,7 @@ class SamplingFlags:
         """
         if acceptance == 1.0:
             return None
+        check_acceptance(acceptance)
         of_imagenet = classes == 1000 and conditions.max() < classes
         if self.score.value == "label" and not of_imagenet:
             raise InputError(

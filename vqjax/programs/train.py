@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from vqjax.conditions import NoCondition
 from vqjax.data import build_source
+from vqjax.errors import InputError
 from vqjax.files import open_path
 from vqjax.parallel import initialise_distributed, make_mesh, process_rows
 from vqjax.programs.host_memory import keep_memory_of_host_computation
@@ -52,7 +53,7 @@ def main() -> None:
     # Everything that can be wrong is found before any work begins, and first what needs no data.
     mesh = make_mesh(config.mesh)
     check_config(config)
-    parse_steps(config.profile)
+    traced = parse_steps(config.profile)
     names = stages_to_train(config)
     unconditional = config.condition.name == NoCondition.name
     stages = {
@@ -74,6 +75,10 @@ def main() -> None:
             stages[name] = build_stage(config, name, workdir, condition)
         jax.eval_shape(stages[name].init, jax.random.key(0))
         process_rows(mesh, stages[name].settings.batch_size)
+    if traced and all(traced.start > stage.settings.steps for stage in stages.values()):
+        raise InputError(
+            f"config.profile={config.profile}: no stage that is trained has such a step"
+        )
 
     setup_logging(workdir, is_main)
     log = logging.getLogger("vqjax")

@@ -36,6 +36,7 @@ def check_config(config: ConfigDict) -> None:
     for key in _KEYS:
         if key not in config:
             raise InputError(f"config.{key} is missing: every run has {', '.join(_KEYS)}")
+    _check_run(config)
     stages = all_stages(config)
     valid = (*_KEYS, "sampling", *stages)
     for key in config:
@@ -56,6 +57,22 @@ def check_config(config: ConfigDict) -> None:
             sampling = sampling_settings(config, name)
             _fill_in(config.sampling, sampling.sampler)
             _fill_in(config.sampling, sampling.generation)
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Checks the settings of the run that are of no part."""
+    seed = config.seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"config.seed={seed!r}: a whole number from 0 to {2**32 - 1} is needed")
+    if not isinstance(config.stages, (list, tuple)) or not all(
+        isinstance(name, str) for name in config.stages
+    ):
+        raise InputError(f"config.stages={config.stages!r}: names of stages are needed, in a tuple")
+    for name in _KEYS[2:5]:
+        if not isinstance(config[name], ConfigDict):
+            raise InputError(f"config.{name}={config[name]!r}: a dict of settings is needed")
+    if not isinstance(config.profile, str):
+        raise InputError(f"config.profile={config.profile!r}: a text is needed, '' for none")
 
 
 def _fill_in(config: ConfigDict, settings: Any) -> None:

@@ -57,7 +57,7 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     workdir = epath.Path(workdir)
     file = workdir / "config.json"
     try:
-        return ConfigDict(json.loads(file.read_text()))
+        content = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         beside = workdir.parent.iterdir() if workdir.parent.is_dir() else ()
         near = difflib.get_close_matches(workdir.name, [d.name for d in beside if d.is_dir()], n=1)
@@ -70,6 +70,9 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
         raise InputError(
             f"{file} is not valid JSON ({e}): restore it, or train in another --workdir"
         ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not a config: restore it, or train in another --workdir")
+    return ConfigDict(content)
 
 
 def write_condition(workdir: epath.PathLike, condition: Condition) -> None:

@@ -39,10 +39,15 @@ class Rejection:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        if not 0 < self.acceptance <= 1:
-            raise InputError(
-                f"acceptance={self.acceptance}: the fraction that is kept, in (0, 1], is needed"
-            )
+        check_acceptance(self.acceptance)
+
+
+def check_acceptance(acceptance: float) -> None:
+    """Raises InputError if this is no fraction of candidates to keep."""
+    if not 0 < acceptance <= 1:
+        raise InputError(
+            f"acceptance={acceptance}: the fraction that is kept, in (0, 1], is needed"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("by",))

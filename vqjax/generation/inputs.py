@@ -1,0 +1,85 @@
+"""What a user of the Python API hands in: checked, in one line where it will not do."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vqjax.errors import InputError
+from vqjax.tokenizers import Tokenizer
+from vqjax.tokens import Tokens
+
+
+def checked_images(images: Any) -> UInt8[np.ndarray, "n H W 3"]:
+    """Images as bytes.
+
+    Raises:
+        InputError: they are something else.
+    """
+    return _bytes(images, "images", "[n, H, W, 3]", 4)
+
+
+def checked_image(image: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """An image as bytes.
+
+    Raises:
+        InputError: it is something else.
+    """
+    return _bytes(image, "image", "[H, W, 3]", 3)
+
+
+def checked_mask(mask: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """A mask as the picture that it would be in a file: white where it is True.
+
+    Raises:
+        InputError: it is neither a picture nor a map of truth values or bytes.
+    """
+    array = np.asarray(mask)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=-1)
+    return _bytes(array, "mask", "[H, W] or [H, W, 3], or bool", 3)
+
+
+def checked_count(count: Any) -> int:
+    """A number of images.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise InputError(f"count={count!r}: a whole number from 1 is needed")
+    return int(count)
+
+
+def checked_tokens(tokens: Any, tokenizer: Tokenizer) -> Tokens:
+    """Tokens that a tokenizer can decode.
+
+    Raises:
+        InputError: they are none, have codes that it does not have, or dense ones are not in raster
+            order.
+    """
+    if not isinstance(tokens, Tokens):
+        raise InputError(f"tokens: those of `encode` are needed, not {type(tokens).__name__}")
+    codes, positions = np.asarray(tokens.codes), np.asarray(tokens.positions)
+    if codes.size and not 0 <= codes.min() <= codes.max() < tokenizer.num_codes:
+        raise InputError(
+            f"tokens: codes from 0 to {tokenizer.num_codes - 1} are needed, not"
+            f" {codes.min()} to {codes.max()}"
+        )
+    if tokenizer.token_kind == "dense":
+        cells = tokens.grid[0] * tokens.grid[1]
+        if codes.shape[1] != cells or (positions != np.arange(cells)).any():
+            raise InputError(
+                "tokens: this tokenizer decodes one code for each cell, in raster order; make them"
+                " with Tokens.dense"
+            )
+    return tokens
+
+
+def _bytes(value: Any, name: str, shape: str, axes: int) -> UInt8[np.ndarray, "..."]:
+    array = np.asarray(value)
+    if array.dtype != np.uint8 or array.ndim != axes or array.shape[-1] != 3:
+        raise InputError(f"{name}: uint8 {shape} is needed, not {array.dtype} {list(array.shape)}")
+    return array
