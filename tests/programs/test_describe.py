@@ -53,7 +53,7 @@ def test_a_conditional_prior_whose_data_is_not_there(capsys):
     found = described(capsys, "--config=configs/imagenet_effvqgan.py")
     assert "the data set is not there" in found["stages"][1]["note"]
     assert found["condition"]["name"] == "class" and found["classes"] == 0
-    assert as_text(found).startswith("tfds, 256x256 pixels, class-conditional\n")
+    assert as_text(found).startswith("tfds imagenet2012, 256x256 pixels, class-conditional\n")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from vqjax.report.curves import Curves, last
 from vqjax.report.neighbours import Neighbours
 from vqjax.report.page import KeyNumber, Missing, StageReport
 from vqjax.report.tables import Evaluation, Metric, number
+from vqjax.runs.stages import tokenizer_of
 
 Evaluations = Mapping[str, Evaluation | Missing]
 Stages = Mapping[str, StageReport | Missing]
@@ -32,8 +33,12 @@ def summary(
         for name, stage in stages.items()
         if isinstance(stage, StageReport)
     }
+    codes_stage, decoder_stage = tokenizer_of(run.config, run.tokenizer_stage), run.tokenizer_stage
+    told_tokenizer = sizes[codes_stage]
+    if decoder_stage != codes_stage:
+        told_tokenizer += f", with the decoder of the stage {decoder_stage}"
     models = (
-        f"A tokenizer ({sizes[run.tokenizer_stage]}) that turns"
+        f"A tokenizer ({told_tokenizer}) that turns"
         f" {data.resolution}×{data.resolution} pixels into {h}×{w}"
         f" codes out of {tokenizer.num_codes:,}"
     )

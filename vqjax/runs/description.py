@@ -101,12 +101,13 @@ def describe(config: ConfigDict, condition: Condition | None = None) -> dict[str
 def as_text(described: Mapping[str, Any]) -> str:
     """A description in lines for a person."""
     data = described["data"]
+    dataset = f" {data['dataset']}" if data.get("dataset") else ""
     where = next((f" in {data[key]}" for key in ("path", "data_dir") if data.get(key)), "")
     side, name = described["resolution"], described["condition"]["name"]
     told = f"{name}-conditional" if name != "none" else "unconditional"
     if described["classes"]:
         told = f"{described['classes']} classes"
-    lines = [f"{data['name']}{where}, {side}x{side} pixels, {told}"]
+    lines = [f"{data['name']}{dataset}{where}, {side}x{side} pixels, {told}"]
     for stage in described["stages"]:
         h, w = stage["latent_grid"]
         text = f"{stage['name']}: {stage['model']}, {stage['parameters']:,} parameters"
