@@ -22,7 +22,7 @@ from vqjax.runs.record import record_start
 from vqjax.runs.stages import check_weights_will_be_there, stages_to_train
 from vqjax.runs.workdir import check_condition, check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
-from vqjax.training.loop import TrainingData, train_stage
+from vqjax.training.loop import TrainingData, abstract_state, train_stage
 from vqjax.training.profile import parse_steps
 from vqjax.training.stage_kinds import build_stage
 
@@ -73,7 +73,7 @@ def main() -> None:
     for name in names:
         if name not in stages:
             stages[name] = build_stage(config, name, workdir, condition)
-        jax.eval_shape(stages[name].init, jax.random.key(0))
+        abstract_state(stages[name], mesh)
         process_rows(mesh, stages[name].settings.batch_size)
     if traced and all(traced.start > stage.settings.steps for stage in stages.values()):
         raise InputError(

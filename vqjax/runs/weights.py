@@ -1,5 +1,6 @@
 """Trained weights of a run, for what only uses them: later stages, sampling, evaluation."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Variables = dict[str, Any]
 
 
+@functools.lru_cache(maxsize=32)
 def prior_shapes(prior: Prior, tokens: int, length: int) -> Variables:
     """Shapes of a prior's variables, by the tokens of an image and the length of its condition."""
     return jax.eval_shape(lambda key: init_prior(prior, tokens, length, key), jax.random.key(0))

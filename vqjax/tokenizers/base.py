@@ -5,6 +5,7 @@ A tokenizer is a Linen module of an encoder, a codebook, a decoder and a last la
 `encode` and `decode`.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
@@ -212,6 +213,8 @@ def step_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array,
     return dict(zip(streams, keys, strict=True))
 
 
+# Tracing a model is what takes longest of a description, and every stage asks.
+@functools.lru_cache(maxsize=32)
 def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> dict[str, Any]:
     """Shapes of a tokenizer's variables; `resolution` is any side in pixels that it takes."""
     images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
@@ -219,6 +222,7 @@ def tokenizer_shapes(tokenizer: Tokenizer, resolution: int) -> dict[str, Any]:
     return jax.eval_shape(lambda x: tokenizer.init(keys, x), images)
 
 
+@functools.lru_cache(maxsize=32)
 def tokens_shape(tokenizer: Tokenizer, resolution: int) -> Tokens:
     """Shapes of the tokens of an image."""
     images = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)

@@ -33,6 +33,8 @@ from vqjax.training.writer import Writer
 log = logging.getLogger(__name__)
 
 
+# Asked for several times as a stage begins; tracing takes a second or more.
+@functools.lru_cache(maxsize=4)
 def abstract_state(stage: Stage, mesh: Mesh) -> State:
     """Shapes and shardings of a stage's state."""
     return placed(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
