@@ -241,6 +241,7 @@ print("ROWS", json.dumps(rows))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_batch():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -92,11 +92,13 @@ def test_programs_are_measured():
         ("--batch_size=0", "--batch_size=0: at least 1"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_line(arg, message):
     error = run("--config=tests/tiny.py", arg, ok=False)
     assert message in error and "\n" not in error
 
 
+@pytest.mark.slow
 def test_programs_are_those_of_the_stages(tmp_path):
     """A step for each, whatever its name, and one image's way through the last of them."""
     error = run(other(tmp_path, tmp_path), "--what=step", ok=False)

@@ -97,6 +97,7 @@ def get_config(arg=""):
     return config
 
 
+@pytest.mark.slow
 def test_train_sample_evaluate(unigram, tmp_path, monkeypatch, capsys):
     finished = tiny.finished_run()
     workdir = tmp_path / "run"

@@ -182,6 +182,7 @@ def test_two_that_start_together_render_once(tmp_path, monkeypatch):
     assert len(renderings) == len(SVGS)
 
 
+@pytest.mark.slow
 def test_parallel_rendering_equals_serial(tmp_path):
     images = open_rendered(SVGS, rendering._PARALLEL_FROM, tmp_path / "x.npy")
     for image, svg in zip(images, SVGS, strict=True):

@@ -119,7 +119,7 @@ def test_broken_image_stops_the_run_and_is_named():
         list(evaluation_batches(Numbered(broken=(4,)), NUMBERS, SETTINGS, batch_size=4))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skipped_image_is_logged_once_and_replaced_by_the_next_with_any_workers(caplog, workers):
     whole = joined(batches(5))
     source = Numbered(broken=(4, 5))

@@ -179,6 +179,7 @@ def test_data_prepared_without_random_access_comes_with_the_commands(tmp_path):
         source(tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(data_dir, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
     program = f"""

@@ -66,7 +66,8 @@ def projected_step(size, images):
         return variables, jax.jit(jax.grad(total, has_aux=True))(images, variables)
 
 
-@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 224])
 def test_projected_equals_the_float64_oracle_and_sees_every_pixel(size):
     variables, results = projected_step(size, random_images(7, 2, 32, 32, 3))
     gradient, (logits, averages, features) = results

@@ -53,6 +53,7 @@ def logged_steps(folder):
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_trained_stopped_resumed_and_sampled(url, tmp_path, monkeypatch):
     run = tiny.finished_run()
     workdir = open_path(f"{url}/runs/a b", "--workdir")

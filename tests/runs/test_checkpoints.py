@@ -334,6 +334,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
     process = run("-c", KILLED, tmp_path)
     process.communicate(timeout=60)
@@ -378,6 +379,7 @@ assert checkpointer.latest_step == 2
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_checkpoint_and_agree_that_it_is_damaged(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

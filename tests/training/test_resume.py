@@ -44,7 +44,8 @@ def workdir(tmp_path):
 
 def test_state_has_all_that_training_changes():
     run = tiny.finished_run()
-    start = tiny.make_stage(run.config, "tokenizer", run.workdir).init(jax.random.key(0))
+    stage = tiny.make_stage(run.config, "tokenizer", run.workdir)
+    start = jax.jit(stage.init)(jax.random.key(0))
     end = tiny.final_state(run.config, "tokenizer", run.workdir)
     assert end.step == run.config.tokenizer.steps
     parts = ("params", "opt_state", "ema", "model_state")
