@@ -185,7 +185,11 @@ def test_the_same_protocol_gives_the_same_digits_and_another_one_says_so(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("acceptance", "stops"), [("1", (0, 1, 3)), ("0.5", (1, 3, 6, 8))], ids=["all", "half"]
+    ("acceptance", "stops"),
+    [
+        pytest.param("1", (0, 1, 3), id="all"),
+        pytest.param("0.5", (1, 3, 6, 8), id="half", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_evaluation_goes_on_and_ends_alike(tmp_path, monkeypatch, acceptance, stops):
     flags = "--num=20", "--score=confidence", f"--acceptance={acceptance}"

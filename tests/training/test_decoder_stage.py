@@ -145,27 +145,24 @@ def test_a_larger_decoder_starts_from_the_layers_that_both_have(run, monkeypatch
         jax.tree.map(np.testing.assert_array_equal, value, source[name])
 
 
-def test_fine_tuning_starts_from_the_weights_of_another_run(tmp_path):
+@pytest.mark.parametrize("name", ["tokenizer", pytest.param("prior", marks=pytest.mark.slow)])
+def test_fine_tuning_starts_from_the_weights_of_another_run(name, tmp_path):
     finished = tiny.finished_run()
     config = finished.config.copy_and_resolve_references()
-    config.tokenizer.init_from = str(finished.workdir)
+    config[name].init_from = str(finished.workdir)
     write_config(config, tmp_path)
     write_condition(tmp_path, tiny.CONDITION)
-    for name in ("tokenizer", "prior"):
-        config[name].init_from = str(finished.workdir)
-        stage = tiny.make_stage(config, name, tmp_path)
-        shapes = loop.abstract_state(stage, tiny.one_device())
-        wanted = {"params": shapes.model.params, **shapes.model.model_state}
-        start = loop.started_from(jax.jit(stage.init)(jax.random.key(0)), stage.load_start(wanted))
-        assert int(start.step) == 0
-        trained = tiny.final_state(finished.config, name, finished.workdir)
-        jax.tree.map(np.testing.assert_array_equal, start.model.params, trained.model.ema)
-        jax.tree.map(np.testing.assert_array_equal, start.model.ema, trained.model.ema)
-        jax.tree.map(
-            np.testing.assert_array_equal, start.model.model_state, trained.model.model_state
-        )
-        # The optimizer begins anew.
-        assert not any(np.any(x) for x in jax.tree.leaves(start.model.opt_state))
+    stage = tiny.make_stage(config, name, tmp_path)
+    shapes = loop.abstract_state(stage, tiny.one_device())
+    wanted = {"params": shapes.model.params, **shapes.model.model_state}
+    start = loop.started_from(jax.jit(stage.init)(jax.random.key(0)), stage.load_start(wanted))
+    assert int(start.step) == 0
+    trained = tiny.final_state(finished.config, name, finished.workdir).model
+    jax.tree.map(np.testing.assert_array_equal, start.model.params, trained.ema)
+    jax.tree.map(np.testing.assert_array_equal, start.model.ema, trained.ema)
+    jax.tree.map(np.testing.assert_array_equal, start.model.model_state, trained.model_state)
+    # The optimizer begins anew.
+    assert not any(np.any(x) for x in jax.tree.leaves(start.model.opt_state))
 
 
 def test_a_codebook_loss_has_nothing_to_train(run):

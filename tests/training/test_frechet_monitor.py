@@ -42,7 +42,13 @@ def test_distance_is_that_of_the_first_valid_images():
     assert monitor.wants_more
 
 
-@pytest.mark.parametrize(("name", "metric"), [("tokenizer", "rFD-lite1"), ("prior", "FD-lite1")])
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("tokenizer", "rFD-lite1"),
+        pytest.param("prior", "FD-lite1", marks=pytest.mark.slow),
+    ],
+)
 def test_stages_report_it(name, metric):
     run = tiny.finished_run()
     settings = run.config.copy_and_resolve_references()

@@ -61,7 +61,7 @@ def test_state_has_all_that_training_changes():
         ), part
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["tokenizer", pytest.param("prior", marks=pytest.mark.slow)])
 def test_stopped_by_sigterm(name, workdir, monkeypatch):
     run = tiny.finished_run()
     shutil.rmtree(workdir / name)
