@@ -1,4 +1,4 @@
-"""What the Python API is given: one line says what is wrong with it."""
+"""Arguments of the Python API: one line says what is wrong with them."""
 
 import jax.numpy as jnp
 import numpy as np

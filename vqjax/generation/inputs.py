@@ -1,4 +1,4 @@
-"""What a user of the Python API hands in: checked, in one line where it will not do."""
+"""Checks of the arguments of the Python API; an error is one line."""
 
 from typing import Any
 

@@ -84,7 +84,7 @@ def _fill_in(config: ConfigDict, settings: Any) -> None:
 
 
 def data_settings(config: ConfigDict) -> DataSettings:
-    """How the images of a run are read.
+    """The settings by which the images of a run are read.
 
     Raises:
         InputError: an unknown setting, or one out of its range.

@@ -35,7 +35,7 @@ PICTURES = 16
 
 
 class Forward(NamedTuple):
-    """What a forward pass of the tokenizer leaves beside its reconstruction and its loss.
+    """The by-products of a forward pass of the tokenizer, beside reconstruction and loss.
 
     Attributes:
         features: input of the last layer.
@@ -49,7 +49,7 @@ class Forward(NamedTuple):
 
 
 class Looks(NamedTuple):
-    """What the discriminator's loss was taken of.
+    """The discriminator's logits of a batch, and its state after them.
 
     Attributes:
         real: logits of the images.
