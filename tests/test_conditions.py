@@ -1,7 +1,6 @@
 """Conditions as objects: from examples and from text to ids, saved and read back."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,18 @@ from vqjax.errors import InputError
 from vqjax.runs.build import build_condition
 
 CLASSES = ClassCondition(("cat", "dog", "1"))
+
+
+class Source:
+    """Two images with captions, and three classes."""
+
+    class_names = ("cat", "dog", "1")
+
+    def captions_of(self, index):
+        return [("ad", "cab"), ("bed",)][index]
+
+    def __len__(self):
+        return 2
 
 
 def test_a_class_is_its_label_by_name_or_by_number():
@@ -50,7 +61,7 @@ def test_without_a_condition_there_are_no_ids():
 
 
 def test_a_condition_is_made_of_a_training_set():
-    source = SimpleNamespace(class_names=["cat", "dog", "1"])
+    source = Source()
     assert ClassCondition.of(source) == CLASSES and NoCondition.of(source) == NoCondition()
     assert hash(ClassCondition.of(source)) == hash(CLASSES)
 
@@ -65,10 +76,10 @@ def test_a_condition_of_another_kind_is_a_subclass_and_its_line(monkeypatch):
     """Its fields are those that its `of` takes by keyword; what is wrong is said with its path."""
     monkeypatch.setitem(CONDITIONS, "letters", LettersCondition)
     config = ConfigDict({"condition": {"name": "letters", "letters": 2}})
-    condition = build_condition(config, SimpleNamespace(class_names=("cat", "dog")))
-    assert condition.letters == 2 and condition.alphabet == "abcdefghij"
+    condition = build_condition(config, Source())
+    assert condition.letters == 2 and condition.alphabet == "abcde"
     assert condition.classes == ()
-    np.testing.assert_array_equal(condition.encode({"captions": ("a", "bad")}), [0, 11])
+    np.testing.assert_array_equal(condition.encode({"captions": ("a", "bad")}), [0, 6])
     assert from_json(json.loads(json.dumps(to_json(condition)))) == condition
     for fields, expected in [
         ({"name": "letters", "leters": 2}, "leters: .* did you mean 'letters'. valid: alphabet, l"),
@@ -78,7 +89,7 @@ def test_a_condition_of_another_kind_is_a_subclass_and_its_line(monkeypatch):
     ]:
         config = ConfigDict({"condition": fields})
         with pytest.raises(InputError, match=f"^config.condition.{expected}"):
-            build_condition(config, SimpleNamespace(class_names=("cat", "dog")))
+            build_condition(config, Source())
 
 
 @pytest.mark.parametrize("condition", [NoCondition(), CLASSES])

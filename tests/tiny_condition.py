@@ -19,10 +19,11 @@ class LettersCondition(Condition):
     name: ClassVar[str] = "letters"
 
     @classmethod
-    def of(cls, source, *, letters=3, alphabet="abcdefghij"):
+    def of(cls, source, *, letters=3, alphabet=""):
         if letters < 1:
             raise FieldError(f"letters={letters}: at least 1 is needed")
-        return cls(letters, alphabet)
+        captions = (caption for i in range(len(source)) for caption in source.captions_of(i))
+        return cls(letters, alphabet or "".join(sorted(set("".join(captions)))))
 
     @property
     def length(self):

@@ -30,13 +30,19 @@ def padding_id(num_ids: int) -> int:
 
 
 @runtime_checkable
-class LabelledSource(Protocol):
+class DescribedSource(Protocol):
     """The part of a data source that a condition is made from."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class."""
         ...
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The captions of an image."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Condition(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def of(cls, source: LabelledSource) -> "Condition":
+    def of(cls, source: DescribedSource) -> "Condition":
         """The condition of a training set.
 
         What else a subclass takes, by keyword and with a default, are the fields of
@@ -104,7 +110,7 @@ class NoCondition(Condition):
     num_ids: ClassVar[int] = 0
 
     @classmethod
-    def of(cls, source: LabelledSource) -> "NoCondition":
+    def of(cls, source: DescribedSource) -> "NoCondition":
         """No condition, whatever the source."""
         del source
         return cls()
@@ -146,7 +152,7 @@ class ClassCondition(Condition):
     length: ClassVar[int] = 1
 
     @classmethod
-    def of(cls, source: LabelledSource) -> "ClassCondition":
+    def of(cls, source: DescribedSource) -> "ClassCondition":
         """The classes of a training set."""
         return cls(tuple(source.class_names))
 

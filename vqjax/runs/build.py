@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax import registry
-from vqjax.conditions import Condition, LabelledSource, condition_class
+from vqjax.conditions import Condition, DescribedSource, condition_class
 from vqjax.data import DataSettings
 from vqjax.errors import FieldError, InputError, did_you_mean
 from vqjax.priors import Prior, build_prior
@@ -93,7 +93,7 @@ def data_settings(config: ConfigDict) -> DataSettings:
     return registry.from_fields("data", DataSettings, given)
 
 
-def build_condition(config: ConfigDict, source: LabelledSource) -> Condition:
+def build_condition(config: ConfigDict, source: DescribedSource) -> Condition:
     """The condition of a run, made from its training set.
 
     Raises:
