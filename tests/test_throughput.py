@@ -123,7 +123,7 @@ def test_classes_that_cannot_be_counted_are_left_out_and_the_head_says_so(tmp_pa
     what = "--what=sample"
     printed = run(other(tmp_path, tmp_path / "nowhere"), what, "--repeats=0")
     assert "measured without its condition: the data set is not there" in printed
-    assert "words: unigram, 64 parameters" in printed and ", unconditional\n" in printed
+    assert "words: unigram, 64 parameters" in printed and ", class-conditional\n" in printed
 
 
 @pytest.mark.slow
