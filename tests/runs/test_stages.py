@@ -137,6 +137,10 @@ def test_weights_that_will_not_be_there_are_missed_before_any_training(tmp_path)
         ({"prior.frechet.imags": 3}, r"config.prior.frechet.imags: .* did you mean 'images'"),
         ({"prior.frechet.images": 1}, r"config.prior.frechet.images=1: 0 for none, or at least 2"),
         ({"tokenizer.frechet.network": "vgg"}, r"frechet.network='vgg': .*efficientnet_lite1"),
+        (
+            {"prior.frechet.network": "inception", "prior.frechet.images": 8},
+            r"config.prior.frechet.weights='': .* fetch https://.* and name the file here",
+        ),
     ],
 )
 @pytest.mark.parametrize("adversary", [True, False])

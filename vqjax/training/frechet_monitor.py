@@ -13,7 +13,7 @@ from vqjax.errors import FieldError
 from vqjax.evaluation.feature_networks import as_saved
 from vqjax.evaluation.metrics.frechet import fit, frechet_distance
 from vqjax.evaluation.network_registry import build_network
-from vqjax.features.inception import Resize
+from vqjax.features.inception import WEIGHTS, Resize
 from vqjax.parallel import to_host
 from vqjax.settings import Range, check_settings, setting
 
@@ -40,6 +40,11 @@ class FrechetSettings:
         check_settings(self)
         if self.images == 1:
             raise FieldError("images=1: 0 for none, or at least 2")
+        if self.images and self.network == "inception" and not self.weights:
+            raise FieldError(
+                f"weights={self.weights!r}: the network inception needs its weights; fetch"
+                f" {WEIGHTS.address} and name the file here, or set network=efficientnet_lite1"
+            )
 
 
 class FrechetMonitor:
