@@ -1,4 +1,4 @@
-"""Codes are counted where there is a token, in every place that counts them."""
+"""Counts of codes and their statistics; counted is where there is a token, in every place."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import pytest
 import tiny
 from tiny_tokenizer import large_parameters, random_images
 
+from vqjax import quantizers
 from vqjax.evaluation import pair_metrics
 from vqjax.evaluation.rows import Rows
 from vqjax.generation.run import Run
@@ -18,6 +19,10 @@ from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
 from vqjax.tokens import Tokens
 
 GAPS = 7
+
+# Compiled, as most of the operations of an eager call would be one by one.
+perplexity, usage = jax.jit(quantizers.perplexity), jax.jit(quantizers.usage)
+count_codes = jax.jit(quantizers.count_codes, static_argnums=1)
 
 
 def with_gaps(tokens):
@@ -112,3 +117,30 @@ def test_the_codebook_of_the_page(run, images, expected):
     found = codebook.inspect(run, [{"image": images, "valid": VALID}])
     assert (found.tokens, found.used) == (expected.sum(), np.count_nonzero(expected))
     assert found.images == 2 and jnp.isfinite(found.perplexity)
+
+
+def test_usage_and_perplexity_in_closed_form():
+    for used in (1, 3, 8):
+        counts = count_codes(np.resize(np.arange(used), (2, 120)), 8)
+        np.testing.assert_array_equal(counts, [240 // used] * used + [0] * (8 - used))
+        np.testing.assert_allclose(perplexity(counts), used, rtol=1e-5)
+        np.testing.assert_allclose(usage(counts), used / 8)
+    p = np.array([0.5, 0.25, 0.125, 0.125, 0, 0, 0, 0], np.float32)
+    np.testing.assert_allclose(perplexity(800 * p), 2**1.75, rtol=1e-5)
+    assert usage(np.zeros(8, np.float32)) == 0
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 6), (5, 2, 3)])
+def test_only_the_codes_of_valid_rows_are_counted(shape):
+    codes = np.random.default_rng(0).integers(0, 4, shape)
+    valid = np.array([True, False, True, False, True])
+    counted = count_codes(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid].ravel(), minlength=4))
+    np.testing.assert_array_equal(count_codes(codes, 4, ~valid & valid), np.zeros(4))
+
+
+def test_only_valid_codes_are_counted():
+    codes = np.random.default_rng(0).integers(0, 4, (5, 6))
+    valid = np.random.default_rng(1).random((5, 6)) < 0.5
+    counted = count_codes(codes, 4, valid)
+    np.testing.assert_array_equal(counted, np.bincount(codes[valid], minlength=4))
