@@ -172,10 +172,7 @@ class Run:
             InputError: as `build_sampling`, or tiles that the tokenizer cannot decode in.
         """
         sampling = build_sampling(self.config, self._named_prior, self.prior, given)
-        tile = sampling.generation.decode_tile
-        if tile:
-            self.tokenizer.check_dense(f"decode_tile={tile}")
-        self.tokenizer.check_tile(tile)
+        self.tokenizer.check_decode_tile(sampling.generation.decode_tile)
         return sampling
 
     def encode(self, images: Images) -> Tokens:

@@ -8,11 +8,11 @@ has a `__call__` of its own, which its sampler drives (`vqjax.samplers`).
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.priors import condition as conditions
+from vqjax.random_keys import split_by_name
 from vqjax.settings import Range, check_settings, setting
 from vqjax.tokens import Tokens
 
@@ -112,8 +112,7 @@ def init_prior(prior: Prior, tokens: int, length: int, key: Key[Array, ""]) -> d
         length: c of its condition.
         key: a random key.
     """
-    streams = ("params", *prior.rngs)
-    keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+    keys = split_by_name(key, ("params", *prior.rngs))
     positions = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (1, tokens))
     blank = Tokens(jnp.zeros((1, tokens), jnp.int32), positions, prior.grid)
     condition = jnp.zeros((1, length), jnp.int32)

@@ -68,7 +68,7 @@ def _check_run(config: ConfigDict) -> None:
         isinstance(name, str) for name in config.stages
     ):
         raise InputError(f"config.stages={config.stages!r}: names of stages are needed, in a tuple")
-    for name in _KEYS[2:5]:
+    for name in ("data", "mesh", "condition"):
         if not isinstance(config[name], ConfigDict):
             raise InputError(f"config.{name}={config[name]!r}: a dict of settings is needed")
     if not isinstance(config.profile, str):

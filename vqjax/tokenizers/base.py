@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from vqjax.errors import InputError
 from vqjax.quantizers import VectorQuantizer
+from vqjax.random_keys import split_by_name
 from vqjax.settings import check_settings
 from vqjax.tokens import Tokens
 
@@ -73,6 +74,16 @@ class Tokenizer(nn.Module):
                 f"{what} needs a code for every cell of the latent grid, but the tokenizer"
                 f" {type(self).__name__} makes {self.token_kind} tokens"
             )
+
+    def check_decode_tile(self, tile: int) -> None:
+        """Checks the setting `decode_tile`: tiles are of a map of codes, and of a side that works.
+
+        Raises:
+            InputError: as `check_dense` and `check_tile`.
+        """
+        if tile:
+            self.check_dense(f"decode_tile={tile}")
+        self.check_tile(tile)
 
     def check_tile(self, tile: int) -> None:
         """Checks the side of the tiles that `decode` is asked for, in pixels; 0 is no tiles.
@@ -202,15 +213,13 @@ def same_codes(tokenizer: Tokenizer, other: Tokenizer) -> bool:
 
 def init_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     """A key for "params" and for each stream of a tokenizer, as its `init` takes them."""
-    streams = ("params", *tokenizer.rngs)
-    return dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+    return split_by_name(key, ("params", *tokenizer.rngs))
 
 
 def step_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     """A key for each stream of a tokenizer in a training step; the step's own if there is one."""
     streams = tokenizer.rngs
-    keys = [key] if len(streams) == 1 else jax.random.split(key, len(streams))
-    return dict(zip(streams, keys, strict=True))
+    return {streams[0]: key} if len(streams) == 1 else split_by_name(key, streams)
 
 
 # Tracing a model is what takes longest of a description, and every stage asks.

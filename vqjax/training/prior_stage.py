@@ -17,10 +17,9 @@ from vqjax.generation.image_grid import image_grid
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
 from vqjax.priors.base import init_prior
-from vqjax.random_keys import random_key
+from vqjax.random_keys import random_key, split_by_name
 from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
-from vqjax.runs.stages import stage_of_run
-from vqjax.runs.weights import load_tokenizer, load_weights
+from vqjax.runs.weights import load_tokenizer
 from vqjax.samplers import SAMPLERS
 from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
@@ -41,17 +40,15 @@ class PriorStage(Stage):
         Raises:
             InputError: an unknown setting, one out of its range, or models that do not fit.
         """
-        own, side = config[name], config.data.resolution
-        super().__init__(name, own, config.seed)
-        self.run_config = config
-        self.workdir = workdir
+        super().__init__(name, config, workdir)
+        side = config.data.resolution
         self.condition = condition
         self.tokenizer = build_stage_tokenizer(config, name)
         self.model = build_stage_prior(config, name, condition)
         self.resolution = side
         self.grid = self.tokenizer.grid(side, side)
         self.sampling = build_sampling(config, name, self.model)
-        self.tokenizer.check_tile(self.sampling.generation.decode_tile)
+        self.tokenizer.check_decode_tile(self.sampling.generation.decode_tile)
         self.frechet = None
         if self.frechet_settings.images:
             self.frechet = FrechetMonitor(self.frechet_settings)
@@ -62,15 +59,6 @@ class PriorStage(Stage):
         """The prior's variables."""
         tokens = tokens_shape(self.tokenizer, self.resolution).codes.shape[1]
         return init_prior(self.model, tokens, self.condition.length, key)
-
-    def load_start(self, shapes: Any) -> Any:
-        """The weights of the run that `init_from` names."""
-        source = self.settings.init_from
-        if not source:
-            return {}
-        return load_weights(stage_of_run(self.run_config, self.name, "init_from", source), shapes)[
-            0
-        ]
 
     def frozen_shapes(self) -> Any:
         """Shapes of the tokenizer's variables."""
@@ -86,11 +74,10 @@ class PriorStage(Stage):
     ) -> tuple[State, Metrics]:
         """One update; there is one phase."""
         params = state.model.params
-        streams = self.model.rngs
 
         def gradients(model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
             tokens, condition = batch
-            keys = dict(zip(streams, jax.random.split(rng, len(streams)), strict=True))
+            keys = split_by_name(rng, self.model.rngs)
 
             def loss_fn(params: Any) -> Any:
                 loss, weight, metrics = self.model.apply(

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import registry
 from vqjax.errors import InputError
-from vqjax.runs.stages import stage_settings
+from vqjax.runs.stages import stage_of_run, stage_settings
+from vqjax.runs.weights import load_weights
 from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import ema_update, make_optimizer
 from vqjax.training.state import Network, State
@@ -32,6 +34,8 @@ class Stage(abc.ABC):
 
     Attributes:
         name: its key in the config and its folder in the workdir.
+        run_config: of the whole run.
+        workdir: folder of the run.
         settings: that every kind has.
         frechet_settings: of the Frechet distance at every evaluation.
         seed: of the run.
@@ -39,21 +43,24 @@ class Stage(abc.ABC):
         schedule: learning rate of a step.
     """
 
-    def __init__(self, name: str, config: ConfigDict, seed: int):
-        """Takes the stage's sub-config and the run's seed.
+    def __init__(self, name: str, config: ConfigDict, workdir: epath.Path):
+        """Takes the stage's name, the run's config and its folder.
 
         Raises:
             InputError: an unknown setting, or one out of its range.
         """
         self.name = name
-        self.seed = seed
-        self.settings = stage_settings(name, config)
+        self.run_config = config
+        self.workdir = workdir
+        self.seed = config.seed
+        own = config[name]
+        self.settings = stage_settings(name, own)
         self.frechet_settings = registry.from_fields(
-            f"{name}.frechet", FrechetSettings, config.frechet
+            f"{name}.frechet", FrechetSettings, own.frechet
         )
         self._check_best_metric()
         self.optimizer, self.schedule = make_optimizer(
-            f"{name}.optimizer", config.optimizer, self.settings.steps
+            f"{name}.optimizer", own.optimizer, self.settings.steps
         )
 
     @abc.abstractmethod
@@ -70,17 +77,6 @@ class Stage(abc.ABC):
 
         Args:
             shapes: `frozen_shapes` with a sharding at every leaf.
-
-        Raises:
-            InputError: they cannot be found.
-        """
-
-    @abc.abstractmethod
-    def load_start(self, shapes: Any) -> Any:
-        """The variables to start from in the place of fresh ones; {} where there are none.
-
-        Args:
-            shapes: of `init_variables`, with a sharding at every leaf. A part may be given.
 
         Raises:
             InputError: they cannot be found.
@@ -111,6 +107,23 @@ class Stage(abc.ABC):
             batches: of this process, of `vqjax.data.evaluation_batches`.
             to_devices: makes global arrays on the devices of a tree of them.
         """
+
+    def load_start(self, shapes: Any) -> Any:
+        """The variables to start from in the place of fresh ones, from `init_from`; {} for none.
+
+        Args:
+            shapes: of `init_variables`, with a sharding at every leaf. A kind of stage may give
+                some of them.
+
+        Raises:
+            InputError: they cannot be found.
+        """
+        source = self.settings.init_from
+        if not source:
+            return {}
+        stage = stage_of_run(self.run_config, self.name, "init_from", source)
+        variables, _ = load_weights(stage, shapes)
+        return variables
 
     def phase(self, step: int) -> int:
         """The phase of training after `step` steps, from 0; each has a program of its own."""

@@ -22,8 +22,6 @@ from vqjax.parallel import to_host
 from vqjax.pixels import to_float
 from vqjax.random_keys import random_key
 from vqjax.runs.build import build_stage_tokenizer
-from vqjax.runs.stages import stage_of_run
-from vqjax.runs.weights import load_weights
 from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary, adversarial_settings
 from vqjax.training.frechet_monitor import FrechetMonitor
@@ -75,20 +73,19 @@ class TokenizerStage(Stage):
             InputError: an unknown setting, one out of its range, or images that the tokenizer
                 cannot take.
         """
+        super().__init__(name, config, workdir)
         own, side = config[name], config.data.resolution
-        super().__init__(name, own, config.seed)
-        self.run_config = config
-        self.workdir = workdir
         self.weights = registry.from_fields(f"{name}.loss", LossWeights, own.loss)
         self.reconstruction_loss = ReconstructionLoss(self.weights)
         self.model = build_stage_tokenizer(config, name)
         self.image_shape = (side, side, 3)
         part, steps = f"{name}.discriminator", self.settings.steps
-        # Without an adversary no setting of it is dropped either.
-        adversarial_settings(part, own.discriminator)
         self.adversary = None
         if own.discriminator.model.name != "none":
             self.adversary = Adversary(part, own.discriminator, steps, self.image_shape)
+        else:
+            # No setting is dropped, used or not.
+            adversarial_settings(part, own.discriminator)
         self.frechet = None
         if self.frechet_settings.images:
             self.frechet = FrechetMonitor(self.frechet_settings, prefix="r")
@@ -106,15 +103,6 @@ class TokenizerStage(Stage):
             return state
         discriminator = self.adversary.init(jax.random.fold_in(key, 1))
         return dataclasses.replace(state, discriminator=discriminator)
-
-    def load_start(self, shapes: Any) -> Any:
-        """The weights of the run that `init_from` names."""
-        source = self.settings.init_from
-        if not source:
-            return {}
-        return load_weights(stage_of_run(self.run_config, self.name, "init_from", source), shapes)[
-            0
-        ]
 
     def frozen_shapes(self) -> Any:
         """Shapes of the nets that the losses look through: "reconstruction" and "discriminator"."""
