@@ -81,7 +81,7 @@ class FullAttention(nn.Module):
     def __call__(self, codes: Int[Array, "b n"]) -> Float[Array, "b n k"]:
         """Logits of all tokens."""
         x = nn.Embed(NUM_CODES + 1, self.dim)(codes)
-        x = x + GridEmbedding(self.grid, self.dim)(self.grid)
+        x = x + GridEmbedding(self.grid, self.dim)().reshape(-1, self.dim)
         return nn.Dense(NUM_CODES)(Transformer(self.num_layers, self.num_heads)(x))
 
 

@@ -112,6 +112,10 @@ def efficient_vqgan(
             "dropout": 0.1,
             "label_smoothing": 0.1,
             "query_blocks_per_image": FieldReference("auto", field_type=object),
+            "prefix_context": 0.5,  # 0 in the paper
+            "halo_mask": "block",  # "query" in the paper
+            "frame_shift": 0.1,
+            "mask_schedule": "cosine",
             "scan": True,
             "remat": True,
             "dtype": "bfloat16",

@@ -28,8 +28,8 @@ Arguments, as in `--config=...:f=8`:
 How many parameters that makes:
 
             tokenizer        prior
-    f = 16 43,753,587  183,969,024
-    f = 8  11,031,283  183,996,672
+    f = 16 43,753,587  183,975,168
+    f = 8  11,031,283  184,002,816
 
 Where the paper is silent (optimizers, learning rates, batch of the prior, when the adversary
 starts) the values are ours.

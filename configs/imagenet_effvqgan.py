@@ -19,8 +19,8 @@ are the ablations of figures 8 and 9.
 How many parameters that makes:
 
             tokenizer        prior
-    f = 16 43,753,587  184,738,560
-    f = 8  11,031,283  184,766,208
+    f = 16 43,753,587  184,744,704
+    f = 8  11,031,283  184,772,352
 
 The condition is dropped for a tenth of the images, which the paper does not do, so that
 classifier-free guidance is there to be tried (`sample.py --guidance=1.5`); the paper's samples are

@@ -109,6 +109,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "dropout": 0.1,
             "label_smoothing": 0.0,
             "query_blocks_per_image": FieldReference(2, field_type=object),
+            "prefix_context": 0.5,  # 0 in the paper
+            "halo_mask": "block",  # "query" in the paper
+            "frame_shift": 0.1,
+            "mask_schedule": "cosine",
             "scan": True,
             "remat": False,
             "dtype": "float32",

@@ -17,6 +17,8 @@ from vqjax.tokens import Tokens
 # 2 x 3 blocks, those at the lower and right border partial.
 GRID, BLOCK, HALO, CODES, CLASSES = (5, 7), 3, 1, 11, 5
 SIDE = BLOCK + 2 * HALO
+# Cells of the longest window: that of the middle block of the upper row.
+WINDOW = 4 * 5
 BLOCKS = [(top, left) for top in (0, 3) for left in (0, 3, 6)]
 MASK, NULL, PADDING = CODES, CLASSES, CLASSES + 1
 IMAGES = 16
@@ -25,12 +27,19 @@ IMAGES = 16
 def window_of(block):
     """(slot in the window, row, column, own cell of the block) of the cells inside the grid."""
     top, left = BLOCKS[block]
-    cells = [(i, top - HALO + i // SIDE, left - HALO + i % SIDE) for i in range(SIDE**2)]
-    return [
-        (i, row, column, (row // BLOCK, column // BLOCK) == (top // BLOCK, left // BLOCK))
-        for i, row, column in cells
-        if 0 <= row < GRID[0] and 0 <= column < GRID[1]
+    own = [(top + i, left + j) for i in range(BLOCK) for j in range(BLOCK)]
+    halo = [
+        (row, column)
+        for row in range(top - HALO, top + BLOCK + HALO)
+        for column in range(left - HALO, left + BLOCK + HALO)
+        if (row, column) not in own and in_grid(row, column)
     ]
+    cells = enumerate(own + halo)
+    return [(i, *cell, cell in own) for i, cell in cells if in_grid(*cell)]
+
+
+def in_grid(row, column):
+    return 0 <= row < GRID[0] and 0 <= column < GRID[1]
 
 
 def own_cells(block):
@@ -155,19 +164,20 @@ def spied_loss(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("prior", "grid", "train"))
-def _forward(prior, variables, inputs, grid, train, seed):
-    return prior.apply(variables, *inputs, grid, train, rngs={"dropout": jax.random.key(seed)})
+@functools.partial(jax.jit, static_argnames=("prior", "grid", "train", "corner"))
+def _forward(prior, variables, inputs, grid, train, seed, corner):
+    rngs = {"dropout": jax.random.key(seed)}
+    return prior.apply(variables, *inputs, grid, train, corner, rngs=rngs)
 
 
-def forward(prior, variables, *inputs, grid=GRID, train=False, seed=0):
-    return np.asarray(_forward(prior, variables, inputs, grid, train, seed))
+def forward(prior, variables, *inputs, grid=GRID, train=False, seed=0, corner=(0, 0)):
+    return np.asarray(_forward(prior, variables, inputs, grid, train, seed, corner))
 
 
 def forward_inputs(prior, seed=0):
     """A row for every query block: random windows with masked cells, random global tokens."""
     rng = np.random.default_rng(seed)
-    window = rng.integers(0, CODES + 1, (len(BLOCKS), SIDE**2)).astype(np.int32)
+    window = rng.integers(0, CODES + 1, (len(BLOCKS), WINDOW)).astype(np.int32)
     block_tokens = rng.normal(size=(len(BLOCKS), len(BLOCKS), prior.dim)).astype(np.float32)
     condition = np.zeros((len(BLOCKS), 0), np.int32)
     return [window, np.arange(len(BLOCKS), dtype=np.int32), block_tokens, condition]

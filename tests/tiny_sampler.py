@@ -63,6 +63,17 @@ def cells_of(spec, block, margin=0):
     ]
 
 
+def window_cells_of(spec, block):
+    """Of each cell of a window, as the prior lists them, the flat index; None outside."""
+    own = cells_of(spec, block)
+    around = cells_of(spec, block, spec.halo)
+    return own + [cell for cell in around if cell is not None and cell not in own]
+
+
+def window_length(spec):
+    return max(len(window_cells_of(spec, block)) for block in range(len(blocks_of(spec))))
+
+
 def own_of(spec, block):
     return [cell for cell in cells_of(spec, block) if cell is not None]
 
@@ -104,7 +115,9 @@ class WatchedPrior(MultiGrainedPrior):
     def block_tokens(self, block_codes):
         return block_codes.astype(jnp.float32)
 
-    def __call__(self, window_codes, query, block_tokens, condition, grid, train=False):
+    def __call__(
+        self, window_codes, query, block_tokens, condition, grid, train=False, corner=(0, 0)
+    ):
         jax.debug.callback(self.note, window_codes, query, block_tokens, condition, ordered=True)
         return self.logits_of(window_codes, query, condition)
 

@@ -5,19 +5,30 @@ import math
 
 import jax
 import numpy as np
+import pytest
 import scipy.stats
 
 from vqjax.priors import masking
 
-cosine_schedule = jax.jit(masking.cosine_schedule)
+masked_fraction = jax.jit(masking.masked_fraction, static_argnums=1)
 mask_count = jax.jit(masking.mask_count)
 random_mask = jax.jit(masking.random_mask)
 
 
-def test_cosine_schedule_falls_from_one_to_zero():
+@pytest.mark.parametrize(
+    ("schedule", "exact"),
+    [
+        ("cosine", lambda r: np.cos(np.pi / 2 * r)),
+        ("linear", lambda r: 1 - r),
+        ("square", lambda r: 1 - r**2),
+        ("cubic", lambda r: 1 - r**3),
+        ("root", lambda r: 1 - np.sqrt(r)),
+    ],
+)
+def test_schedules_fall_from_one_to_zero(schedule, exact):
     ratio = np.linspace(0, 1, 101, dtype=np.float32)
-    fraction = np.asarray(cosine_schedule(ratio))
-    np.testing.assert_allclose(fraction, np.cos(np.pi / 2 * ratio.astype(np.float64)), atol=1e-6)
+    fraction = np.asarray(masked_fraction(ratio, schedule))
+    np.testing.assert_allclose(fraction, exact(ratio.astype(np.float64)), atol=1e-6)
     assert fraction[0] == 1 and fraction.min() >= 0
     assert (np.diff(fraction) < 0).all()
 
@@ -29,7 +40,7 @@ def test_mask_count_is_rounded_up():
     # Nearer to an integer than float32 can tell, either neighbour is right.
     clear = np.abs(exact - np.round(exact)) > 1e-3
     assert clear.mean() > 0.9
-    count = mask_count(cosine_schedule(ratio.astype(np.float32)), total)
+    count = mask_count(masked_fraction(ratio.astype(np.float32), "cosine"), total)
     np.testing.assert_array_equal(np.asarray(count)[clear], np.ceil(exact)[clear])
 
 

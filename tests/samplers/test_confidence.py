@@ -31,6 +31,19 @@ def test_still_masked_fixes_one_where_the_schedule_would_none():
     np.testing.assert_array_equal(kept, [4, 1, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "left"),
+    [("linear", [36, 24, 12, 0]), ("square", [45, 36, 21, 0]), ("root", [24, 14, 6, 0])],
+)
+def test_other_schedules_leave_other_numbers(schedule, left):
+    masked = jax.jit(still_masked, static_argnums=(1, 4))
+    now, found = np.array([48]), []
+    for step in range(4):
+        now = masked(step, 4, np.array([48]), now, schedule)
+        found.append(int(now[0]))
+    assert found == left
+
+
 _choose = jax.jit(choose, static_argnames=("temperature", "top_k", "top_p"))
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import scipy.special
 from tiny_prior import CLASSES, NULL, make, schedule, spec_of
-from tiny_sampler import BATCH, blocks_of, cells_of, own_of, random_known, sample
+from tiny_sampler import (
+    BATCH,
+    blocks_of,
+    cells_of,
+    own_of,
+    random_known,
+    sample,
+    window_cells_of,
+    window_length,
+)
 
 
 @functools.partial(jax.jit, static_argnames=("prior", "grid"))
@@ -26,8 +35,8 @@ def greedy_oracle(prior, variables, condition, known, mask, spec):
         start = (codes[:, own_of(spec, block)] == spec.mask_id).sum(1)
         plan = [schedule(n, spec.steps) for n in start]
         for step in range(spec.steps):
-            window = np.full((batch, (spec.block_size + 2 * spec.halo) ** 2), spec.mask_id)
-            for slot, cell in enumerate(cells_of(spec, block, spec.halo)):
+            window = np.full((batch, window_length(spec)), spec.mask_id)
+            for slot, cell in enumerate(window_cells_of(spec, block)):
                 if cell is not None:
                     window[:, slot] = codes[:, cell]
             glob = np.full((batch, g, spec.block_size**2), spec.mask_id)

@@ -18,8 +18,10 @@ from tiny_sampler import (
     sample,
     sample_tokens,
     tokens_of,
+    window_cells_of,
 )
 
+from vqjax.priors.block_layout import block_layout
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers import multigrained
 from vqjax.samplers.multigrained import MultiGrainedSampling
@@ -39,10 +41,7 @@ def test_every_step_fixes_exactly_the_scheduled_number_in_raster_order(watched, 
     assert (codes[mask] == known[mask]).all()
     assert ((codes >= 0) & (codes < CODES)).all()
 
-    observed = [
-        (int(query[0]), (window.reshape(BATCH, 5, 5)[:, 1:-1, 1:-1].reshape(BATCH, 9), tokens))
-        for window, query, tokens in calls
-    ]
+    observed = [(int(query[0]), (window[:, :9], tokens)) for window, query, tokens in calls]
     expected = []
     for block in range(len(blocks_of(spec))):
         own = cells_of(spec, block)
@@ -65,8 +64,8 @@ def test_a_step_sees_what_is_known_in_its_window_and_complete_blocks_in_the_map(
     for window, query, tokens in calls:
         block = int(query[0])
         assert (query == block).all()
-        for slot, cell in enumerate(cells_of(spec, block, margin=1)):
-            if cell is None or cell in cells_of(spec, block):
+        for slot, cell in enumerate(window_cells_of(spec, block)):
+            if slot < 9:
                 continue
             cell_block = next(b for b in range(6) if cell in cells_of(spec, b))
             seen = codes[:, cell] if cell_block < block else np.where(mask, known, CODES)[:, cell]
@@ -86,7 +85,7 @@ def test_a_token_once_fixed_stays(watched):
     codes, calls = watched.sample(*nothing_known(spec), spec)
     assert len(calls) > 6
     for window, query, _ in calls:
-        for slot, cell in enumerate(cells_of(spec, int(query[0]), margin=1)):
+        for slot, cell in enumerate(window_cells_of(spec, int(query[0]))):
             if cell is not None:
                 fixed = window[:, slot] != CODES
                 np.testing.assert_array_equal(window[fixed, slot], codes[fixed, cell])
@@ -113,15 +112,20 @@ def test_one_cell_blocks_are_an_autoregressive_sampler():
     grid, weights = (4, 5), np.array([3, 1, 4, 2, 0, 6, 5, 2, 7])
 
     def rule(window):
-        """Of the codes in a 3x3 window, unknown and outside ones as CODES."""
+        """Of the codes of a 3x3 window, the middle one first; unknown and outside ones as CODES."""
         return (window @ weights + 1) % CODES
 
+    layout = block_layout(grid, 1, 1)
+    places = [4, 0, 1, 2, 3, 5, 6, 7, 8]
+
     def logits_of(window, query, condition):
-        row, column = query // grid[1], query % grid[1]
-        r = row[:, None] + jnp.arange(9) // 3 - 1
-        c = column[:, None] + jnp.arange(9) % 3 - 1
-        inside = (r >= 0) & (r < grid[0]) & (c >= 0) & (c < grid[1])
-        code = rule(jnp.where(inside, window, CODES))
+        # From the window as it is packed to the square.
+        offset = jnp.asarray(layout.window_cells)[query] - query[:, None]
+        place = 4 + 3 * jnp.round(offset / grid[1]).astype(int) + (offset + 1) % grid[1] - 1
+        place = jnp.where(jnp.asarray(layout.window_inside)[query], place, 9)
+        square = jnp.full((len(window), 9), CODES)
+        square = square.at[jnp.arange(len(window))[:, None], place].set(window, mode="drop")
+        code = rule(square[:, jnp.array(places)])
         return jnp.where(jnp.arange(CODES) == code[:, None], 0.0, -jnp.inf)[:, None]
 
     spec = spec_of(grid=grid, block_size=1)
@@ -135,7 +139,7 @@ def test_one_cell_blocks_are_an_autoregressive_sampler():
         padded[1:-1, 1:-1] = np.where(mask, known, CODES)[image].reshape(grid)
         for i, j in np.ndindex(grid):
             if not mask[image, i * grid[1] + j]:
-                padded[i + 1, j + 1] = rule(padded[i : i + 3, j : j + 3].reshape(9))
+                padded[i + 1, j + 1] = rule(padded[i : i + 3, j : j + 3].reshape(9)[places])
         np.testing.assert_array_equal(codes[image].reshape(grid), padded[1:-1, 1:-1])
     assert len(calls) == (~mask.all(0)).sum()
 

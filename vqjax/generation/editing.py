@@ -36,11 +36,13 @@ class Edit:
         canvas: pixels of the whole result. Those under the hole have no influence on it.
         hole: pixels that are to be made anew, at least one.
         grid: (h, w) of the canvas's latent map.
+        corner: its cell at which the image begins.
     """
 
     canvas: UInt8[np.ndarray, "H W 3"]
     hole: Bool[np.ndarray, "H W"]
     grid: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
 
 
 def inpaint(
@@ -106,7 +108,8 @@ def outpaint(
     border = (top, bottom), (left, right)
     hole = np.pad(np.zeros(image.shape[:2], bool), border, constant_values=True)
     canvas = np.pad(image, (*border, (0, 0)), constant_values=255)
-    return Edit(canvas, hole, (h + (top + bottom) // f, w + (left + right) // f))
+    grid = h + (top + bottom) // f, w + (left + right) // f
+    return Edit(canvas, hole, grid, (top // f, left // f))
 
 
 def replace(

@@ -58,6 +58,7 @@ class ImageSampler:
         sampling: settings.
         batch: images in a batch.
         grid: latent grid (h, w) of the images.
+        corner: cell of the grid at which the frame of a training image begins.
         seed: another one gives other images.
         known: tokens that are given of every image; None for none.
         edit: whose canvas the pixels outside the hole are taken from; None for none.
@@ -68,6 +69,7 @@ class ImageSampler:
     sampling: Sampling
     batch: int
     grid: tuple[int, int]
+    corner: tuple[int, int]
     seed: int
     known: Tokens | None
     edit: editing.Edit | None
@@ -101,13 +103,14 @@ class ImageSampler:
         """
         prior, devices = models.prior, models.mesh.size
         batch = -(-min(sampling.generation.batch_size, count) // devices) * devices
-        known, grid = None, prior.grid
+        known, grid, corner = None, prior.grid, (0, 0)
         if edit is not None:
             _check_edit(models, edit)
             known = editing.known_tokens(models.tokenizer, models.tokenizer_variables, edit, batch)
-            known, grid = jax.device_put(known, batch_sharding(models.mesh)), edit.grid
+            known = jax.device_put(known, batch_sharding(models.mesh))
+            grid, corner = edit.grid, edit.corner
         canvas = edit if composite else None
-        return cls(models, sampling, batch, grid, seed, known, canvas, rounded)
+        return cls(models, sampling, batch, grid, corner, seed, known, canvas, rounded)
 
     def tokens(self, conditions: Conditions, start: int) -> Tokens:
         """Tokens of a whole batch whose first image is image `start`."""
@@ -115,7 +118,10 @@ class ImageSampler:
         share = jax.device_put(conditions, batch_sharding(self.models.mesh))
         prior, variables = self.models.prior, self.models.prior_variables
         settings = self.sampling.sampler
-        return self.models.sample(prior, variables, key, share, self.known, settings, self.grid)
+        where = {"corner": self.corner} if prior.any_grid else {}
+        return self.models.sample(
+            prior, variables, key, share, self.known, settings, self.grid, **where
+        )
 
     def pixels(self, tokens: Tokens) -> UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"]:
         """Images of tokens."""

@@ -1,7 +1,6 @@
 """Learned positions of the cells of a grid."""
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
 from vqjax.nn.transformer import INITIALIZER
@@ -11,7 +10,7 @@ class GridEmbedding(nn.Module):
     """Learned positions of cells: one table for rows and one for columns, added.
 
     Attributes:
-        grid: (h, w) of the tables; on another grid they are interpolated linearly.
+        grid: (h, w) of the tables.
         dim: width.
     """
 
@@ -19,12 +18,10 @@ class GridEmbedding(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, grid: tuple[int, int]) -> Float[Array, "cells dim"]:
-        """Positions of all cells of a grid in raster order."""
-        tables = []
-        for name, size, wanted in zip(("row", "column"), self.grid, grid, strict=True):
-            table = self.param(name, INITIALIZER, (size, self.dim))
-            if wanted != size:
-                table = jax.image.resize(table, (wanted, self.dim), "linear")
-            tables.append(table)
-        return (tables[0][:, None] + tables[1][None, :]).reshape(-1, self.dim)
+    def __call__(self) -> Float[Array, "h w dim"]:
+        """Positions of all cells, in float32."""
+        rows, columns = (
+            self.param(name, INITIALIZER, (size, self.dim))
+            for name, size in zip(("row", "column"), self.grid, strict=True)
+        )
+        return rows[:, None] + columns[None, :]

@@ -4,12 +4,13 @@ Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked traini
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.errors import check_fields
@@ -18,17 +19,35 @@ from vqjax.nn.attention import Implementation
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import INITIALIZER, Transformer
 from vqjax.priors.base import Prior, Sums
-from vqjax.priors.block_layout import BlockLayout, block_layout
+from vqjax.priors.block_layout import BlockLayout, Grid, block_layout
 from vqjax.priors.condition import ConditionEmbedding
-from vqjax.priors.masking import cosine_schedule, mask_count, random_mask
+from vqjax.priors.masking import MaskSchedule, mask_count, masked_fraction, random_mask
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
-Context = Literal["mixed", "random", "prefix"]
+Context = Literal["mixed", "random", "prefix", "around"]
+HaloMask = Literal["block", "own", "query"]
 # Fractions of a query block that are masked for the held-out losses.
 MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
-# Where query_blocks_per_image="auto" takes all blocks, and how many it takes elsewhere.
-_SMALL_GRID, _FEW_BLOCKS = 32 * 32, 4
+# Positions of all sequences of an image, at most, where query_blocks_per_image="auto": those of all
+# 16 blocks of 8 x 8 cells on a grid of 32 x 32.
+_MOST_POSITIONS = 2_560
+
+
+class Masks(NamedTuple):
+    """Query blocks of a batch, and what each of them is not shown.
+
+    Attributes:
+        queries: index of each query block.
+        window: masked cells of its window, at least one of the block itself.
+        blocks: masked blocks of the global map.
+        frames: block (row, column) with which the frame of each query block begins.
+    """
+
+    queries: Int[Array, "b s"]
+    window: Bool[Array, "b s n"]
+    blocks: Bool[Array, "b s g"]
+    frames: Int[Array, "b s 2"]
 
 
 class MultiGrainedPrior(Prior):
@@ -36,16 +55,27 @@ class MultiGrainedPrior(Prior):
 
     The sequence of a query block is [condition, global tokens, local tokens]. A global token is a
     strided convolution (kernel = stride = W_s) over the codes of one block; the local tokens are
-    the (W_s + 2 E_s)^2 window around the query block. Cells outside the map are masked as keys.
+    the query block and its halo, the (W_s + 2 E_s)^2 window around it as far as that is in the map.
 
     No leak: the query block's own global token is computed here, from the masked codes of the local
     window, so nothing that a caller passes can show it what is to be predicted.
 
     The mask token is code K. Query blocks of a training step are drawn at random, which leaves the
-    loss unbiased; the paper takes all of them. "auto" is all on grids of up to 32 x 32 cells and 4
-    on larger ones, where the windows of all blocks cost more than full attention. The condition is
-    dropped once for all query blocks of an image. On other grids than that of the training images
-    positions interpolate.
+    loss unbiased; the paper takes all of them. "auto" is all while their sequences have 2,560
+    positions or fewer in an image, else as many as have. The condition is dropped once for all
+    query blocks of an image.
+
+    Positions are those of cells and blocks in the frame of a training image. On a larger grid that
+    frame slides (`vqjax.priors.block_layout`), and halos show what is known beyond it. So that
+    training knows such places, the frame of some query blocks is displaced there, by whole blocks
+    and at random.
+
+    A query block is trained in one of two contexts. *prefix* is what sampling sees: the blocks
+    before it in raster order are known and those after it are not. *random* is all others, as in
+    the paper, which has no prefix: blocks of the global map are masked at a rate of their own, and
+    the halo by `halo_mask`: "query" masks its tokens at the rate of the query block, as in the
+    paper; "own" at a rate of their own; "block" too, but only those of masked blocks, so that what
+    the halo and the global map show is of one image with some blocks unknown or known in part.
     """
 
     any_grid: ClassVar[bool] = True
@@ -68,6 +98,14 @@ class MultiGrainedPrior(Prior):
     query_blocks_per_image: int | Literal["auto"] | None = setting(
         "auto", "blocks of each image that a training step predicts; None for all", Range(1)
     )
+    prefix_context: float = setting(
+        0.5, "part of the query blocks that is trained in the context of sampling", Range(0, 1)
+    )
+    halo_mask: HaloMask = setting("block", "how the halo is masked in the other contexts")
+    frame_shift: float = setting(
+        0.1, "part of the query blocks whose frame is displaced in training", Range(0, 1)
+    )
+    mask_schedule: MaskSchedule = setting("cosine", "of the rates at which tokens are masked")
     scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
     remat: bool = setting(False, "recompute each layer in the backward pass")
     dtype: Literal["float32", "bfloat16"] = setting(
@@ -87,13 +125,16 @@ class MultiGrainedPrior(Prior):
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
-        layout = self.layout(self.grid)
-        embed: dict[str, Any] = {"embedding_init": INITIALIZER, "dtype": self.dtype}
-        self.code_embedding = nn.Embed(self.num_codes + 1, self.embed_dim, **embed)
+        # Rows are looked up in float32, so that their gradients are summed in it.
+        self.code_embedding = nn.Embed(
+            self.num_codes + 1, self.embed_dim, embedding_init=INITIALIZER
+        )
         self.block_convolution = nn.DenseGeneral(self.dim, axis=(-2, -1), dtype=self.dtype)
         self.local_projection = nn.Dense(self.dim, dtype=self.dtype)
-        self.local_position = GridEmbedding(self.grid, self.dim)
-        self.global_position = GridEmbedding(layout.block_grid, self.dim)
+        # Of the cells of a frame and those that a halo reaches around it.
+        height, width = (side + 2 * self.halo for side in self.grid)
+        self.local_position = GridEmbedding((height, width), self.dim)
+        self.global_position = GridEmbedding(self.layout(self.grid).frame_grid, self.dim)
         if self.num_ids:
             self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
@@ -106,24 +147,35 @@ class MultiGrainedPrior(Prior):
             dtype=self.dtype,
             implementation=self.implementation,
         )
-        self.head = nn.Dense(self.num_codes, dtype=self.dtype, kernel_init=INITIALIZER)
+        self.head = nn.Dense(self.num_codes, kernel_init=INITIALIZER)
 
     @property
     def mask_id(self) -> int:
         """The code that stands for an unknown token."""
         return self.num_codes
 
-    def layout(self, grid: tuple[int, int]) -> BlockLayout:
-        """Blocks and windows of a latent grid."""
-        return block_layout(grid, self.block_size, self.halo)
+    def layout(self, grid: Grid, corner: Grid = (0, 0)) -> BlockLayout:
+        """Blocks and windows of a latent grid.
 
-    def drawn_blocks(self, grid: tuple[int, int]) -> int:
-        """The number of query blocks of an image that a training step on a grid predicts."""
-        drawn, blocks = self.query_blocks_per_image, self.layout(grid).num_blocks
-        if isinstance(drawn, int):
-            return min(drawn, blocks)
-        few = drawn == "auto" and math.prod(grid) > _SMALL_GRID
-        return min(_FEW_BLOCKS, blocks) if few else blocks
+        Args:
+            grid: (h, w).
+            corner: its cell at which the frame of a training image begins.
+        """
+        return block_layout(grid, self.block_size, self.halo, self.grid, corner)
+
+    def drawn_blocks(self, grid: Grid, train: bool = True) -> int:
+        """The number of query blocks of an image that are predicted.
+
+        Args:
+            grid: latent grid.
+            train: in a training step; otherwise all where "auto" would take them, or as many as it
+                would.
+        """
+        layout, drawn = self.layout(grid), self.query_blocks_per_image
+        if train and drawn != "auto":
+            return min(drawn or layout.num_blocks, layout.num_blocks)
+        positions = math.prod(layout.frame_grid) + layout.window_cells.shape[1]
+        return min(max(_MOST_POSITIONS // positions, 1), layout.num_blocks)
 
     def block_tokens(self, block_codes: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
         """The global tokens of blocks, without their positions.
@@ -132,7 +184,10 @@ class MultiGrainedPrior(Prior):
             block_codes: codes of the W_s^2 cells of each block in raster order; unknown ones and
                 cells outside the grid are `mask_id`.
         """
-        return self.block_convolution(self.code_embedding(block_codes))
+        return self.block_convolution(self._embedded(block_codes))
+
+    def _embedded(self, codes: Int[Array, "*b"]) -> Float[Array, "*b e"]:
+        return self.code_embedding(codes).astype(self.dtype)
 
     def __call__(
         self,
@@ -140,39 +195,67 @@ class MultiGrainedPrior(Prior):
         query: Int[Array, "b"],
         block_tokens: Float[Array, "b g d"],
         condition: Int[Array, "b c"],
-        grid: tuple[int, int],
+        grid: Grid,
         train: bool = False,
+        corner: Grid = (0, 0),
+        frames: Int[Array, "b 2"] | None = None,
     ) -> Float[Array, "b q k"]:
         """Logits of the codes of one query block a row.
 
         Args:
-            window_codes: codes in the window around the query block; unknown ones are `mask_id`.
+            window_codes: codes in the window around the query block, as `BlockLayout` lists them;
+                unknown ones are `mask_id`.
             query: index of the query block, [0, g).
             block_tokens: `block_tokens` of every block as the query block may see it; its own entry
                 is ignored.
             condition: see `vqjax.priors.condition`.
             grid: (h, w) of the latent map.
             train: dropout on (rng stream "dropout").
+            corner: see `layout`.
+            frames: block (row, column) with which the frame of each row begins, which may lie
+                outside of the grid; None for `BlockLayout.frame_place`.
 
         Returns:
             Logits in float32 for the W_s^2 cells of the query block in raster order.
         """
-        layout = self.layout(grid)
-        slots = layout.query_slots
+        layout = self.layout(grid, corner)
+        queried = self.block_size**2
         inside = jnp.asarray(layout.window_inside)[query]
         window_codes = jnp.where(inside, window_codes, self.mask_id)
+        if frames is None:
+            frames = jnp.asarray(layout.frame_place)[query]
 
-        own = self.block_tokens(window_codes[:, slots])
-        is_own = jnp.arange(layout.num_blocks) == query[:, None]
-        global_tokens = jnp.where(is_own[..., None], own[:, None], block_tokens)
-        global_tokens = global_tokens + self.global_position(layout.block_grid).astype(self.dtype)
+        def placed(x: Float[Array, "..."], positions: Float[Array, "..."]) -> Float[Array, "..."]:
+            # Added in float32, so that the gradients of positions are summed in it.
+            return (x.astype(jnp.float32) + positions).astype(self.dtype)
 
-        position = self.local_position(grid).astype(self.dtype)
-        local_tokens = self.local_projection(self.code_embedding(window_codes))
-        local_tokens = local_tokens + position[jnp.asarray(layout.window_cells)[query]]
+        block = frames[:, None] + np.argwhere(np.ones(layout.frame_grid, bool))
+        there = jnp.all((block >= 0) & (block < jnp.array(layout.block_grid)), axis=-1)
+        seen = block[..., 0] * layout.block_grid[1] + block[..., 1]
+        own = self.block_tokens(window_codes[:, :queried])
+        global_tokens = jnp.take_along_axis(
+            block_tokens, jnp.where(there, seen, 0)[..., None], axis=1
+        )
+        is_own = there & (seen == query[:, None])
+        global_tokens = jnp.where(is_own[..., None], own[:, None], global_tokens)
+        global_tokens = placed(global_tokens, self.global_position().reshape(-1, self.dim))
+
+        cell = jnp.stack(jnp.divmod(jnp.asarray(layout.window_cells)[query], grid[1]), axis=-1)
+        frame_cell = layout.first_cell + self.block_size * frames
+        table = self.local_position()
+        cell = cell - frame_cell[:, None]
+        in_frame = jnp.all((cell >= 0) & (cell < jnp.array(self.grid)), axis=-1)
+        # Beyond the frame, what is unknown is not seen, as in training.
+        local_visible = inside & (in_frame | (window_codes != self.mask_id))
+        # What lies further outside has no position of its own.
+        cell = jnp.clip(cell + self.halo, 0, jnp.array(table.shape[:2]) - 1)
+        local_tokens = placed(
+            self.local_projection(self._embedded(window_codes)),
+            table.reshape(-1, self.dim)[cell[..., 0] * table.shape[1] + cell[..., 1]],
+        )
 
         sequence = [global_tokens, local_tokens]
-        visible = [jnp.ones(global_tokens.shape[:2], bool), inside]
+        visible = [there, local_visible]
         if self.num_ids and condition.shape[1]:
             embedded, there = self.condition_embedding(condition)
             sequence.insert(0, embedded)
@@ -180,8 +263,8 @@ class MultiGrainedPrior(Prior):
         x = self.embedding_dropout(jnp.concatenate(sequence, axis=1), deterministic=not train)
         mask = jnp.concatenate(visible, axis=1)[:, None, None, :]
         x = self.transformer(x, mask, train)
-        x = x[:, x.shape[1] - window_codes.shape[1] :][:, slots]
-        return self.head(x).astype(jnp.float32)
+        first = x.shape[1] - window_codes.shape[1]
+        return self.head(x[:, first : first + queried].astype(jnp.float32))
 
     def loss(
         self,
@@ -195,19 +278,15 @@ class MultiGrainedPrior(Prior):
     ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Cross-entropy of the masked tokens of query blocks.
 
-        A query block sees one of two contexts. *random*: its halo is masked token by token at the
-        rate of the block, and the global map block by block. *prefix*, what block-by-block sampling
-        sees: blocks before the query block in raster order are clean, those after it masked, in the
-        global map and in the halo alike.
-
         Args:
             tokens: dense tokens.
             condition: see `__call__`.
             train: label smoothing, dropout, of the condition too (rng stream "dropout"), and a draw
-                of query blocks; otherwise all are taken on grids of up to 32 x 32 cells.
-            mask_ratio: fraction of the query block that is masked, (0, 1]; None draws it, by the
-                cosine schedule.
-            context: "mixed" draws one of the two for each query block.
+                of query blocks, see `drawn_blocks`.
+            mask_ratio: fraction of the query block that is masked, and all rates of a random
+                context, (0, 1]; None draws each by `mask_schedule`.
+            context: "mixed" draws one of "random" and "prefix" for each query block; "around" has
+                everything known but the query block.
             valid: images that count; None for all.
 
         Returns:
@@ -216,21 +295,31 @@ class MultiGrainedPrior(Prior):
 
         Source: paper 000, Eq. 2.
         """
-        layout = self.layout(tokens.grid)
-        codes = tokens.code_map.reshape(tokens.codes.shape)
         if train:
             condition = self.drop_condition(condition)
-        queries = self._draw_queries(codes.shape[0], layout, train)
-        token_mask, block_mask = self._draw_masks(queries, layout, mask_ratio, context)
+        masks = self._draw_masks(tokens, train, mask_ratio, context)
+        return self._loss_of(masks, tokens, condition, train, valid)
 
+    def _loss_of(
+        self,
+        masks: Masks,
+        tokens: Tokens,
+        condition: Int[Array, "b c"],
+        train: bool,
+        valid: Bool[Array, "b"] | None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """`loss` of given query blocks and masks."""
+        layout = self.layout(tokens.grid)
+        codes = tokens.code_map.reshape(tokens.codes.shape)
+        queries, queried = masks.queries, self.block_size**2
         rows = jnp.arange(codes.shape[0])[:, None, None]
         window = codes[rows, jnp.asarray(layout.window_cells)[queries]]
-        window_codes = jnp.where(token_mask, self.mask_id, window)
+        window_codes = jnp.where(masks.window, self.mask_id, window)
 
         block_codes = codes[:, layout.block_cells]
         clean = self.block_tokens(jnp.where(layout.block_inside, block_codes, self.mask_id))
-        masked = self.block_tokens(jnp.full((layout.block_cells.shape[1],), self.mask_id))
-        block_tokens = jnp.where(block_mask[..., None], masked, clean[:, None])
+        masked = self.block_tokens(jnp.full((queried,), self.mask_id))
+        block_tokens = jnp.where(masks.blocks[..., None], masked, clean[:, None])
 
         logits = self(
             einops.rearrange(window_codes, "b s n -> (b s) n"),
@@ -239,9 +328,10 @@ class MultiGrainedPrior(Prior):
             jnp.repeat(condition, queries.shape[1], axis=0),
             tokens.grid,
             train,
+            frames=einops.rearrange(masks.frames, "b s two -> (b s) two"),
         )
-        target = einops.rearrange(window[..., layout.query_slots], "b s q -> (b s) q")
-        predicted = einops.rearrange(token_mask[..., layout.query_slots], "b s q -> (b s) q")
+        target = einops.rearrange(window[..., :queried], "b s q -> (b s) q")
+        predicted = einops.rearrange(masks.window[..., :queried], "b s q -> (b s) q")
         if valid is not None:
             predicted = predicted & jnp.repeat(valid, queries.shape[1])[:, None]
         nats = cross_entropy(logits, target, self.label_smoothing if train else 0.0)
@@ -258,72 +348,101 @@ class MultiGrainedPrior(Prior):
         valid: Bool[Array, "b"],
         key: Key[Array, ""],
     ) -> Sums:
-        """Nats of masked tokens at fixed mask ratios, in the context that sampling sees.
+        """Nats of masked tokens, each as their sum and the number of masked tokens.
 
-        Blocks before the query block are known and those after it are not ("prefix"). Each
-        "loss_at_<ratio>" comes as the sum of the nats and the number of masked tokens.
+        "loss_at_<ratio>" is of query blocks that are masked in that part, in the context that
+        sampling sees ("prefix"); "loss_inpaint" of wholly masked ones with everything around known.
         """
         unbound, variables = self.unbind()
 
-        def masked(ratio: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        def draw(ratio: float, context: Context) -> Masks:
+            call = {"method": "_draw_masks", "rngs": {"mask": key}}
+            return unbound.apply(variables, tokens, False, ratio, context, **call)
+
+        def loss_of(masks: Masks) -> tuple[Float[Array, ""], Float[Array, ""]]:
             loss, number, _ = unbound.apply(
-                variables,
-                tokens,
-                condition,
-                train=False,
-                mask_ratio=ratio,
-                context="prefix",
-                valid=valid,
-                method="loss",
-                rngs={"mask": key},
+                variables, masks, tokens, condition, False, valid, method="_loss_of"
             )
             return loss * number, number
 
+        drawn = {f"loss_at_{ratio}": draw(ratio, "prefix") for ratio in MASK_RATIOS}
+        drawn["loss_inpaint"] = draw(1.0, "around")
         # One after the other in a loop, which is compiled once.
-        nats, numbers = jax.lax.map(masked, jnp.asarray(MASK_RATIOS))
-        return {f"loss_at_{ratio}": (nats[i], numbers[i]) for i, ratio in enumerate(MASK_RATIOS)}
+        stacked = jax.tree.map(lambda *masks: jnp.stack(masks), *drawn.values())
+        nats, numbers = jax.lax.map(loss_of, stacked)
+        return {name: (nats[i], numbers[i]) for i, name in enumerate(drawn)}
 
     def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
         """The blocks of each image that are predicted."""
-        drawn = self.drawn_blocks(layout.grid)
-        # On a large grid an evaluation of all blocks would take many times a step's memory.
-        everything = not train and math.prod(layout.grid) <= _SMALL_GRID
-        if everything or drawn == layout.num_blocks:
+        drawn = self.drawn_blocks(layout.grid, train)
+        if drawn == layout.num_blocks:
             return jnp.broadcast_to(jnp.arange(layout.num_blocks), (batch, layout.num_blocks))
         score = jax.random.uniform(self.make_rng("mask"), (batch, layout.num_blocks))
         return jnp.argsort(score, axis=1)[:, :drawn]
 
     def _draw_masks(
         self,
-        queries: Int[Array, "b s"],
-        layout: BlockLayout,
+        tokens: Tokens,
+        train: bool,
         mask_ratio: float | Float[Array, ""] | None,
         context: Context,
-    ) -> tuple[Bool[Array, "b s n"], Bool[Array, "b s g"]]:
-        """Masked cells of each window, at least one of its query block, and masked blocks."""
+    ) -> Masks:
+        """Query blocks, and what is hidden from them, as `loss` describes it."""
+        layout = self.layout(tokens.grid)
+        queries = self._draw_queries(tokens.codes.shape[0], layout, train)
 
         def fraction() -> Float[Array, "b s"]:
             if mask_ratio is not None:
                 return jnp.full(queries.shape, mask_ratio)
-            return cosine_schedule(jax.random.uniform(self.make_rng("mask"), queries.shape))
+            ratio = jax.random.uniform(self.make_rng("mask"), queries.shape)
+            return masked_fraction(ratio, self.mask_schedule)
 
         def bernoulli(rate: Float[Array, "b s"], size: int) -> Bool[Array, "b s size"]:
             key: Key[Array, ""] = self.make_rng("mask")
             return jax.random.uniform(key, (*rate.shape, size)) < rate[..., None]
 
-        token_fraction, block_fraction = fraction(), fraction()
+        query_fraction = fraction()
         inside = jnp.asarray(layout.block_inside)[queries]
-        count = mask_count(token_fraction, jnp.sum(inside, axis=-1))
+        count = mask_count(query_fraction, jnp.sum(inside, axis=-1))
         query_mask = random_mask(self.make_rng("mask"), inside, count)
+        halo_block = jnp.asarray(layout.window_block)[queries][..., self.block_size**2 :]
 
-        window_block = jnp.asarray(layout.window_block)[queries]
-        later_halo = window_block > queries[..., None]
-        later_blocks = jnp.arange(layout.num_blocks) > queries[..., None]
-        random_halo = bernoulli(token_fraction, layout.window_cells.shape[1])
-        random_blocks = bernoulli(block_fraction, layout.num_blocks)
-        prefix_rate = {"random": 0.0, "mixed": 0.5, "prefix": 1.0}[context]
-        prefix = bernoulli(jnp.full(queries.shape, prefix_rate), 1)
+        def random() -> tuple[Bool[Array, "b s h"], Bool[Array, "b s g"]]:
+            blocks = bernoulli(fraction(), layout.num_blocks)
+            rate = query_fraction if self.halo_mask == "query" else fraction()
+            halo = bernoulli(rate, halo_block.shape[-1])
+            if self.halo_mask == "block":
+                halo &= jnp.take_along_axis(blocks, halo_block, axis=-1)
+            return halo, blocks
 
-        halo_mask = jnp.where(prefix, later_halo, random_halo)
-        block_mask = jnp.where(prefix, later_blocks, random_blocks)
-        return halo_mask.at[..., layout.query_slots].set(query_mask), block_mask
+        def prefix() -> tuple[Bool[Array, "b s h"], Bool[Array, "b s g"]]:
+            blocks = jnp.arange(layout.num_blocks) > queries[..., None]
+            return halo_block > queries[..., None], blocks
+
+        if context == "around":
+            halo_mask = jnp.zeros(halo_block.shape, bool)
+            block_mask = jnp.zeros((*queries.shape, layout.num_blocks), bool)
+        elif context == "prefix":
+            halo_mask, block_mask = prefix()
+        elif context == "random":
+            halo_mask, block_mask = random()
+        else:
+            chosen = bernoulli(jnp.full(queries.shape, self.prefix_context), 1)
+            halo_mask, block_mask = (
+                jnp.where(chosen, a, b) for a, b in zip(prefix(), random(), strict=True)
+            )
+        window_mask = jnp.concatenate([query_mask, halo_mask], axis=-1)
+        return Masks(queries, window_mask, block_mask, self._draw_frames(queries, layout, train))
+
+    def _draw_frames(
+        self, queries: Int[Array, "b s"], layout: BlockLayout, train: bool
+    ) -> Int[Array, "b s 2"]:
+        """The frame of each query block: that of the image, but for some of a training step."""
+        frames = jnp.asarray(layout.frame_place)[queries]
+        if not train or not self.frame_shift:
+            return frames
+        shifted = jax.random.bernoulli(self.make_rng("mask"), self.frame_shift, queries.shape)
+        place = jax.random.uniform(self.make_rng("mask"), frames.shape)
+        place = jnp.floor(place * jnp.array(layout.frame_grid)).astype(jnp.int32)
+        others = jnp.asarray(layout.block_place)[queries] - place
+        return jnp.where(shifted[..., None], others, frames)

@@ -15,7 +15,9 @@ class Sampler(NamedTuple):
     Attributes:
         settings: the dataclass of its settings.
         sample: the function that draws, `sample(prior, variables, rng, condition, known, settings,
-            grid) -> Tokens`; one jitted program, which leaves the known tokens as they are.
+            grid) -> Tokens`; one jitted program, which leaves the known tokens as they are. That of
+            a prior of any grid takes `corner` too: the cell of the grid at which the frame of a
+            training image begins.
     """
 
     settings: type

@@ -7,26 +7,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.priors.masking import cosine_schedule
+from vqjax.priors.masking import MaskSchedule, masked_fraction
 from vqjax.samplers.filtering import filter_logits
 
 
 def still_masked(
-    step: Int[Array, ""], steps: int, at_start: Int[Array, "b"], now: Int[Array, "b"]
+    step: Int[Array, ""],
+    steps: int,
+    at_start: Int[Array, "b"],
+    now: Int[Array, "b"],
+    schedule: MaskSchedule = "cosine",
 ) -> Int[Array, "b"]:
-    """The number of tokens that stay masked: floor(start * cos(pi/2 ratio)), fewer than now.
+    """The number of tokens that stay masked: floor(start * schedule), fewer than now.
 
     Args:
         step: 0 for the first.
         steps: T.
         at_start: unknown tokens before the first step.
         now: unknown tokens before this step.
+        schedule: see `masked_fraction`.
 
     Source: MaskGIT, section 3.2, per image and block.
     """
     ratio = (step + 1) / steps
+    fraction = masked_fraction(ratio, schedule)
     # The last step leaves none, whatever cos(pi/2) is rounded to.
-    planned = jnp.where(step + 1 >= steps, 0, jnp.floor(at_start * cosine_schedule(ratio) + 1e-4))
+    planned = jnp.where(step + 1 >= steps, 0, jnp.floor(at_start * fraction + 1e-4))
     return jnp.clip(planned, 0, jnp.maximum(now - 1, 0)).astype(jnp.int32)
 
 

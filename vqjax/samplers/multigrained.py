@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.priors.block_layout import block_layout
+from vqjax.priors.masking import MaskSchedule
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers.base import TokenSampling
 from vqjax.samplers.confidence import choose, still_masked
@@ -34,6 +34,9 @@ class MultiGrainedSampling(TokenSampling):
     choice_temperature: float = setting(
         4.5, "Gumbel noise on the confidence by which tokens are kept", Range(0)
     )
+    mask_schedule: MaskSchedule = setting(
+        "cosine", "how the part of a block that is still masked falls over the steps"
+    )
 
 
 def sample(
@@ -44,6 +47,7 @@ def sample(
     known: Tokens | None,
     settings: MultiGrainedSampling,
     grid: tuple[int, int],
+    corner: tuple[int, int] = (0, 0),
 ) -> Tokens:
     """Samples the unknown tokens of a batch; a step costs one query block's sequence an image.
 
@@ -59,15 +63,16 @@ def sample(
         known: tokens that are given; they come back unchanged. None for none.
         settings: of the sampling.
         grid: (h, w) of the latent map.
+        corner: its cell at which the frame of a training image begins.
 
     Returns:
         Dense tokens.
     """
     given = Tokens.none(len(condition), grid) if known is None else known
-    return _sample(prior, variables, rng, condition, given, settings)
+    return _sample(prior, variables, rng, condition, given, settings, corner)
 
 
-@functools.partial(jax.jit, static_argnames=("prior", "settings"))
+@functools.partial(jax.jit, static_argnames=("prior", "settings", "corner"))
 def _sample(
     prior: MultiGrainedPrior,
     variables: Mapping[str, Any],
@@ -75,10 +80,11 @@ def _sample(
     condition: Int[Array, "b c"],
     known: Tokens,
     settings: MultiGrainedSampling,
+    corner: tuple[int, int],
 ) -> Tokens:
     """`sample` with known tokens in the shape of dense ones."""
     grid, mask_id = known.grid, prior.mask_id
-    layout = block_layout(grid, prior.block_size, prior.halo)
+    layout = prior.layout(grid, corner)
     batch = len(condition)
     last_step = layout.num_blocks * settings.steps - 1
 
@@ -91,7 +97,8 @@ def _sample(
         global_tokens: Float[Array, "b g d"],
         condition: Int[Array, "b c"],
     ) -> Float[Array, "b q k"]:
-        return prior.apply(variables, window, query, global_tokens, condition, grid)
+        rows = window, query, global_tokens, condition
+        return prior.apply(variables, *rows, grid, corner=corner)
 
     def seen(block_codes: Int[Array, "*b q"], inside: Bool[Array, "*#b q"]) -> Float[Array, "*b d"]:
         """A block's global token: of its codes where they are all known, else of a masked block."""
@@ -129,7 +136,8 @@ def _sample(
                 )
                 null = prior.null_condition(condition)
                 logits = guided_logits(logits_of, rows, null, condition, weight)
-            keep = still_masked(step, settings.steps, at_start, jnp.sum(unknown, axis=-1))
+            now = jnp.sum(unknown, axis=-1)
+            keep = still_masked(step, settings.steps, at_start, now, settings.mask_schedule)
             noise = settings.choice_temperature * (1.0 - (step + 1) / settings.steps)
             key = jax.random.fold_in(block_key, step)
             drawn, fixed = choose(
