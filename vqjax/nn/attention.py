@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vqjax.nn.linear import DenseGeneral
+
 Implementation = Literal["xla", "cudnn"]
 
 
@@ -44,12 +46,15 @@ def attention(
         def flat(x: Array | None) -> Array | None:
             return None if x is None else jnp.broadcast_to(x, shape).reshape(-1, *shape[-3:])
 
+        # The kernel takes a bias of its own type only. Cast last, so that the gradient of a
+        # parameter is summed in float32.
+        flat_bias = flat(bias)
+
         out = jax.nn.dot_product_attention(
             query.reshape(-1, *query.shape[-3:]),
             key.reshape(-1, *key.shape[-3:]),
             value.reshape(-1, *value.shape[-3:]),
-            # The kernel takes a bias of its own type only.
-            bias=flat(None if bias is None else bias.astype(query.dtype)),
+            bias=None if flat_bias is None else flat_bias.astype(query.dtype),
             mask=flat(mask),
             implementation="cudnn",
         )
@@ -95,7 +100,7 @@ class MultiHeadAttention(nn.Module):
         if dim % self.num_heads:
             raise ValueError(f"a width of {dim} is not divided by {self.num_heads} heads")
         head_dim = dim // self.num_heads
-        qkv = nn.DenseGeneral(
+        qkv = DenseGeneral(
             (3, self.num_heads, head_dim),
             dtype=self.dtype,
             kernel_init=self.kernel_init,
@@ -103,6 +108,6 @@ class MultiHeadAttention(nn.Module):
         )(x)
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
         y = attention(query, key, value, bias=bias, mask=mask, implementation=self.implementation)
-        return nn.DenseGeneral(
-            dim, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out"
+        return DenseGeneral(
+            dim, num_axes=2, dtype=self.dtype, kernel_init=self.kernel_init, name="out"
         )(y)

@@ -6,6 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from vqjax.nn.attention import Implementation, MultiHeadAttention
+from vqjax.nn.linear import Dense
 
 INITIALIZER = nn.initializers.normal(0.02)
 
@@ -28,9 +29,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b dim"], train: bool = False) -> Float[Array, "*b dim"]:
         """Applies the layers to the last axis; dropout (stream "dropout") in training only."""
-        h = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
+        h = Dense(self.hidden_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
         h = nn.gelu(h)
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")(h)
+        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")(h)
         return nn.Dropout(self.dropout)(y, deterministic=not train)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.nn.attention import Implementation, MultiHeadAttention
+from vqjax.nn.linear import Dense
 from vqjax.nn.transformer import MLP
 
 
@@ -179,7 +180,7 @@ class PatchMerging(nn.Module):
         """Merges each 2x2 patch of cells; the sides must be even."""
         x = einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="linear")(x)
+        return Dense(self.features, use_bias=False, dtype=self.dtype, name="linear")(x)
 
 
 class PatchExpanding(nn.Module):
@@ -198,6 +199,6 @@ class PatchExpanding(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w features"]:
         """Expands each cell to a 2x2 patch."""
-        x = nn.Dense(4 * self.features, use_bias=False, dtype=self.dtype, name="linear")(x)
+        x = Dense(4 * self.features, use_bias=False, dtype=self.dtype, name="linear")(x)
         x = einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.conditions import null_id, padding_id
+from vqjax.nn.linear import Embed
 from vqjax.nn.transformer import INITIALIZER
 
 
@@ -48,7 +49,7 @@ class ConditionEmbedding(nn.Module):
         self, condition: Int[Array, "b c"]
     ) -> tuple[Float[Array, "b c dim"], Bool[Array, "b c"]]:
         """The embeddings, and which of them may be seen: all but padding."""
-        table = nn.Embed(
+        table = Embed(
             self.num_ids + 2, self.dim, embedding_init=INITIALIZER, dtype=self.dtype, name="ids"
         )
         return table(condition), condition != padding_id(self.num_ids)

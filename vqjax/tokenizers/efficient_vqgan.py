@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
+from vqjax.nn.linear import Dense
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
 from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
         """Latents, before quantization."""
         p = self.patch_size
         x = einops.rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
-        x = nn.Dense(self.widths[0], dtype=self.dtype, name="patch_embedding")(x)
+        x = Dense(self.widths[0], dtype=self.dtype, name="patch_embedding")(x)
         x = nn.LayerNorm(dtype=self.dtype, name="patch_norm")(x)
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if i > 0:
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
                 name=f"stage_{i}",
             )(x)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.code_dim, dtype=self.dtype, name="to_latent")(x)
+        return Dense(self.code_dim, dtype=self.dtype, name="to_latent")(x)
 
 
 class Decoder(nn.Module):
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         """Declares the layers; those of a list are named <attribute>_<index>."""
-        self.from_latent = nn.Dense(self.widths[-1], dtype=self.dtype)
+        self.from_latent = Dense(self.widths[-1], dtype=self.dtype)
         self.stage = [
             SwinStage(
                 depth,

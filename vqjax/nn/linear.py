@@ -1,0 +1,141 @@
+"""Linear layers and embeddings whose parameters have float32 gradients in any compute dtype.
+
+`flax.linen`'s cast a parameter to the compute dtype first, so that in bfloat16 its gradient is made
+in bfloat16: a bias's and an embedding's as a sum over the whole batch, which stops to grow where
+the next term is below half a digit of it, and a kernel's rounded before devices add up theirs. Here
+activations alone are of the compute dtype. Names, shapes and first values of parameters are
+flax's, and in float32 all numbers.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+def add_parameter(x: Float[Array, "*shape"], value: Float[Array, "..."]) -> Float[Array, "*shape"]:
+    """A parameter added to activations, in their dtype.
+
+    Args:
+        x: activations.
+        value: float32; broadcasts to the shape of `x`. Its gradient is summed in float32.
+    """
+    # In this order: what broadcasts first is summed last, after the gradient's cast.
+    return x + jnp.broadcast_to(value, x.shape).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+    """The product of activations and a kernel, in the dtype of the activations.
+
+    Args:
+        x: (*b, *inputs).
+        kernel: (*inputs, *outputs), float32; its gradient is that of the matrix product's sums,
+            not rounded.
+        axes: how many there are of `inputs`.
+
+    Returns:
+        (*b, *outputs).
+    """
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes)
+
+
+def _contract_forward(x: Array, kernel: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
+    kernel = kernel.astype(x.dtype)
+    return jnp.tensordot(x, kernel, axes), (x, kernel)
+
+
+def _contract_backward(
+    axes: int, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    outputs, batch = kernel.ndim - axes, tuple(range(x.ndim - axes))
+    to_x = jnp.tensordot(gradient, jnp.moveaxis(kernel, range(axes), range(-axes, 0)), outputs)
+
+    def product(gradient: Array, x: Array) -> Array:
+        dimensions = (batch, batch), ((), ())
+        return jax.lax.dot_general(gradient, x, dimensions, preferred_element_type=jnp.float32)
+
+    def widened(gradient: Array, x: Array) -> Array:
+        return product(gradient.astype(jnp.float32), x.astype(jnp.float32))
+
+    # XLA's CPU lacks products of bfloat16 to float32 in some layouts, and gains nothing by them.
+    to_kernel = jax.lax.platform_dependent(gradient, x, cpu=widened, default=product)
+    # In this order, that of JAX's own rule, the sums are its own to the last digit.
+    return to_x, jnp.moveaxis(to_kernel, range(outputs), range(axes, kernel.ndim))
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+class DenseGeneral(nn.Module):
+    """`flax.linen.DenseGeneral` over the last axes.
+
+    Attributes:
+        features: width of the output, or its shape.
+        num_axes: how many axes at the end of the input are those of one vector.
+        use_bias: add a bias.
+        dtype: compute dtype; parameters and their gradients are float32.
+        kernel_init: initialiser of the kernel, as a matrix.
+        bias_init: initialiser of the bias.
+    """
+
+    features: int | tuple[int, ...]
+    num_axes: int = 1
+    use_bias: bool = True
+    dtype: DTypeLike = "float32"
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The axes at the end, (*inputs), become (*features)."""
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        inputs = x.shape[-self.num_axes :]
+
+        def init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+            matrix = math.prod(inputs), math.prod(features)
+            return self.kernel_init(key, matrix, dtype).reshape(shape)
+
+        kernel = self.param("kernel", init, (*inputs, *features), jnp.float32)
+        y = contract(x.astype(self.dtype), kernel, self.num_axes)
+        if not self.use_bias:
+            return y
+        return add_parameter(y, self.param("bias", self.bias_init, features, jnp.float32))
+
+
+class Dense(DenseGeneral):
+    """`flax.linen.Dense`: a `DenseGeneral` over the last axis."""
+
+
+class Embed(nn.Module):
+    """`flax.linen.Embed`: vectors of given numbers.
+
+    Attributes:
+        num_embeddings: rows of the table.
+        features: width of a vector.
+        dtype: of the vectors; the table and its gradient are float32.
+        embedding_init: initialiser of the table.
+    """
+
+    num_embeddings: int
+    features: int
+    dtype: DTypeLike = "float32"
+    embedding_init: Initializer = nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", out_axis=0
+    )
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "*n"]) -> Float[Array, "*n features"]:
+        """The vectors; of a number beyond the table NaN."""
+        shape = (self.num_embeddings, self.features)
+        table = self.param("embedding", self.embedding_init, shape, jnp.float32)
+        # Looked up before the cast, so that the gradients of one row's uses are added in float32.
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
