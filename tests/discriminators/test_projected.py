@@ -32,6 +32,7 @@ def _weights_are_read_once():
 
 
 MODEL = build({"name": "projected"})
+DEEPENING = build({"name": "projected", "head_depth": "by_size"})
 
 
 @functools.cache
@@ -44,16 +45,16 @@ def shallow():
     return mock.patch.dict(efficientnet_lite._DEPTHS, lite0=(1,) * 7)
 
 
-def projected_step(size, images):
+def projected_step(model, size, images):
     """Variables with the frozen parameters, and one jitted step, enlarging to `size` pixels."""
     weights = frozen(0)
     backbone = shallow() if size < 224 else contextlib.nullcontext()
     with backbone, mock.patch.object(projected, "_SIZE", size):
-        variables = random_variables(MODEL, images)
+        variables = random_variables(model, images)
         variables["params"].update(weights)
 
         def total(images, variables):
-            logits, state = MODEL.apply(
+            logits, state = model.apply(
                 variables,
                 images,
                 train=True,
@@ -69,7 +70,9 @@ def projected_step(size, images):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 224])
 def test_projected_equals_the_float64_oracle_and_sees_every_pixel(size):
-    variables, results = projected_step(size, random_images(7, 2, 32, 32, 3))
+    # Heads of a fixed depth have no room in maps of 64 pixels, which are there to be quick.
+    model = DEEPENING if size == 64 else MODEL
+    variables, results = projected_step(model, size, random_images(7, 2, 32, 32, 3))
     gradient, (logits, averages, features) = results
     ordered = [float64(features[f"stride{stride}"]) for stride in (4, 8, 16, 32)]
     for stride, channels, feature in zip((4, 8, 16, 32), (24, 40, 112, 320), ordered, strict=True):
@@ -107,18 +110,42 @@ def test_projected_sees_small_images_enlarged_to_224_bilinearly():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "number"),
-    # Maps of 224, 256 and 512 pixels end at 7, 8 and 8 positions a side, and those of 150x225,
-    # enlarged to 224x352, at 7x11.
-    [(32, 32, 4 * 4 * 4), (256, 256, 4 * 5 * 5), (512, 512, 4 * 5 * 5), (150, 225, 4 * 4 * 8)],
+    ("height", "width", "last_map"),
+    # The maps that a logit looks at 4x4 positions of. 32x32 is enlarged to 224x224, and 150x225 to
+    # 224x352.
+    [
+        (32, 32, (7, 7)),
+        (256, 256, (8, 8)),
+        (512, 512, (16, 16)),
+        (1024, 1024, (32, 32)),
+        (150, 225, (7, 11)),
+    ],
 )
-def test_projected_takes_images_of_any_size(height, width, number):
+def test_heads_are_the_same_at_every_size(height, width, last_map):
+    logits, params = projected_shapes(MODEL, height, width)
+    assert logits.shape == (2, 4 * (last_map[0] - 3) * (last_map[1] - 3))
+    # As in the authors' code: channels of 64, 64, 128 and 256 in, 64 to 512 of the maps after.
+    for head, convolutions in enumerate([(64, 128, 256, 512), (128, 256, 512), (256, 512), (512,)]):
+        kernels = [params[f"head{head}"][f"conv{i}"]["kernel"] for i in range(len(convolutions))]
+        assert tuple(kernel.shape[-1] for kernel in kernels) == convolutions
+        assert kernels[0].shape[2] == (64, 64, 128, 256)[head]
+        assert f"conv{len(convolutions)}" not in params[f"head{head}"]
+
+
+@pytest.mark.parametrize(("side", "number"), [(32, 4 * 4 * 4), (256, 4 * 5 * 5), (512, 4 * 5 * 5)])
+def test_heads_may_get_deeper_with_the_size(side, number):
+    logits, params = projected_shapes(DEEPENING, side, side)
+    assert logits.shape == (2, number)
+    assert ("conv4" in params["head0"]) == (side == 512)
+
+
+def projected_shapes(model, height, width):
     images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
     with shallow():
-        logits, _ = jax.eval_shape(
-            lambda key, x: MODEL.init_with_output(key, x, train=True), jax.random.key(0), images
+        logits, variables = jax.eval_shape(
+            lambda key, x: model.init_with_output(key, x, train=True), jax.random.key(0), images
         )
-    assert logits.shape == (2, number)
+    return logits, variables["params"]
 
 
 def test_frozen_parameters_are_the_published_ones_and_a_function_of_the_key():

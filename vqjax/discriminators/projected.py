@@ -25,17 +25,25 @@ _STRIDE = 32
 # Channels of the finest mixed map; each coarser one has twice as many.
 _WIDTH = 64
 
-# Channels of a head's maps, from 8x8 positions on and twice as many a side each.
+# Channels of a head's maps, from the last on, which has about 8x8 positions at 256 pixels.
 _HEAD_WIDTHS = (512, 256, 128, 64, 64, 32, 16, 8)
+# Halvings of each head's map where their number is fixed: at 256 pixels all maps end at 8x8.
+_HALVINGS = (4, 3, 2, 1)
 
 
 class ProjectedDiscriminator(Discriminator):
     """Four heads on EfficientNet-lite0's features, mixed at random over channels and scales.
 
-    At 224 or 256 pixels it trains 10.3 million parameters and holds 3.3 million frozen ones. Under
-    a sharded batch, BatchNorm takes the statistics of the global batch, or of each microbatch.
+    It trains 10.3 million parameters and holds 3.3 million frozen ones. The authors found the same
+    heads best at every resolution, so that larger images have more logits. Under a sharded batch,
+    BatchNorm takes the statistics of the global batch, or of each microbatch.
     """
 
+    head_depth: Literal["fixed", "by_size"] = setting(
+        "fixed",
+        "how often the heads halve their maps: 4, 3, 2 and 1 times, or until about 8 positions a"
+        " side are left. It matters above 256 pixels, where the former gives more logits",
+    )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "compute dtype; parameters and logits are float32"
     )
@@ -68,15 +76,17 @@ class ProjectedDiscriminator(Discriminator):
         """Logits of the four heads.
 
         Images are enlarged bilinearly to at least 224 pixels a side, and to sides that the coarsest
-        stride of 32 divides. A head halves its map until 8 positions, or the power of two nearest
-        to that, are left of the shorter side: 7x7 of 224x224 images, which gives 16 logits.
+        stride of 32 divides. A head's last map has 7x7 positions of 224x224 images, and 8x8 of
+        256x256, which give it 16 and 25 logits.
         """
         features = EfficientNetLite(dtype=self.dtype, name="backbone")(_enlarge(images))
         maps = _Projection(dtype=self.dtype, name="projection")(
             [features[layer] for layer in _LAYERS]
         )
+        halvings = _HALVINGS if self.head_depth == "fixed" else map(_halvings_to_8, maps)
         logits = [
-            _Head(dtype=self.dtype, name=f"head{index}")(x, train) for index, x in enumerate(maps)
+            _Head(number, self.dtype, name=f"head{index}")(x, train)
+            for index, (number, x) in enumerate(zip(halvings, maps, strict=True))
         ]
         return jnp.concatenate(logits, axis=1)
 
@@ -144,18 +154,27 @@ def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     )
 
 
-class _Head(nn.Module):
-    """One head: convolutions that halve a map to about 8x8, and a logit for each 4x4 of those."""
+def _halvings_to_8(x: Float[Array, "b _ _ _"]) -> int:
+    """How often a map is halved to 8 positions of its shorter side, or about as many."""
+    return max(0, round(math.log2(min(x.shape[1:3]) / 8)))
 
+
+class _Head(nn.Module):
+    """One head: convolutions that halve a map, and a logit for each 4x4 positions of the last.
+
+    Attributes:
+        halvings: how many convolutions halve it.
+        dtype: compute dtype.
+    """
+
+    halvings: int
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b n"]:
-
-        halvings = max(0, round(math.log2(min(x.shape[1:3]) / 8)))
-        for index in range(halvings):
+        for index in range(self.halvings):
             x = SpectralConvolution(
-                _HEAD_WIDTHS[halvings - 1 - index],
+                _HEAD_WIDTHS[self.halvings - 1 - index],
                 4,
                 stride=2,
                 padding=1,
