@@ -90,6 +90,8 @@ def efficient_vqgan(
         discriminator.model = ConfigDict({"name": "projected", "dtype": "bfloat16"})
         discriminator.augment = ("color", "translation", "cutout")
         discriminator.optimizer.learning_rate = 2e-4
+        # As its authors train it, to the end.
+        discriminator.optimizer.schedule = "constant"
         discriminator.optimizer.b1 = 0.0
         discriminator.optimizer.b2 = 0.99
     else:

@@ -85,6 +85,9 @@ def get_config(arg: str = "") -> ConfigDict:
     discriminator.ramp = 175
     discriminator.optimizer.b1 = 0.5
     discriminator.optimizer.b2 = 0.9
+    if args.gan == "projected":
+        # As its authors train it.
+        discriminator.optimizer.schedule = "constant"
     tokenizer.batch_size = 16
     tokenizer.steps = 1_050
     tokenizer.optimizer.learning_rate = 1e-3

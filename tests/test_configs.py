@@ -18,6 +18,7 @@ from vqjax.parallel import make_mesh
 from vqjax.runs.build import check_config
 from vqjax.runs.stages import stages_to_train
 from vqjax.training import loop
+from vqjax.training.optimizers import make_optimizer
 from vqjax.training.stage_kinds import build_stage as build_kind
 
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
@@ -121,6 +122,15 @@ def test_full_size_train_step(f, name, tmp_path):
         assert all(np.isfinite(x) for x in jax.tree.leaves(metrics)), metrics
     assert int(state.step) == 2
     assert not np.array_equal(before, jax.tree.leaves(state.model.params)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"), [("ffhq_effvqgan", ""), ("openmoji_effvqgan", "gan=projected")]
+)
+def test_the_projected_discriminator_learns_at_one_rate_to_the_end(name, arg):
+    settings = load(name, arg).tokenizer.discriminator.optimizer
+    _, rate = make_optimizer("tokenizer.discriminator.optimizer", settings, 1000)
+    assert rate(0) == rate(999) == settings.learning_rate
 
 
 def test_wrong_arguments():
