@@ -18,6 +18,7 @@ from vqjax.losses.pixelwise import l1_loss, l2_loss
 from vqjax.parallel import global_batch, placed
 from vqjax.pixels import to_float
 from vqjax.random_keys import random_key
+from vqjax.training.state import Network, State
 from vqjax.training.tokenizer_stage import TokenizerStage
 
 STAGES = ("tokenizer", "prior")
@@ -259,6 +260,42 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
     assert codes[0] != codes[1]
     assert usage(batches) == pytest.approx(len(codes[0] | codes[1]) / 32)
     assert usage(batches[:1]) == pytest.approx(len(codes[0]) / 32)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "advice"),
+    [
+        ({}, "a higher restart_below"),
+        ({"restart_below": 0.0}, "restart_below=0.1 (the"),
+        (
+            {"learning": "gradient", "latent_norm": "none", "restart_below": 0.0},
+            "learning=ema, latent_norm=layer, restart_below=0.1 (the",
+        ),
+    ],
+)
+def test_a_collapsed_codebook_is_told_with_what_to_change(quantizer, advice, caplog):
+    """3 of 32 codes are too few, 4 are not; where few tokens were seen, it is their number."""
+    config = tiny.get_config()
+    config.tokenizer.model.quantizer.update(quantizer)
+    stage = tiny.make_stage(config, "tokenizer", "")
+    state = State(np.int32(6), Network({}, (), None, {}))
+
+    def warned(counts):
+        caplog.clear()
+        sums = {"images": jnp.asarray(7.0), "codes": jnp.asarray([*counts, *[0.0] * 32])[:32]}
+        images = np.zeros((1, 16, 16, 3), np.uint8)
+        stage.eval_step = lambda *_: (dict(sums), jnp.asarray(images, jnp.float32))
+        batch = {"image": images, "valid": np.ones(1, bool)}
+        stage.evaluate(state, {}, [batch], jax.device_put)
+        return caplog.messages
+
+    (message,) = warned([100, 10, 2])
+    assert "tokenizer: step 6" in message and "3 of 32 codes occur in 7 validation" in message
+    assert f"config.tokenizer.model.quantizer: {advice}" in message
+    assert not warned([100, 10, 1, 1])
+    assert not warned([10])
+    stage.trains_codes = False
+    assert not warned([100])
 
 
 def test_a_best_metric_that_is_none_is_told_with_the_first_evaluation(config, tmp_path):

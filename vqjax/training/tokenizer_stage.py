@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,11 @@ from vqjax.training.optimizers import accumulate
 from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, apply_gradient
 from vqjax.training.state import State
 
+log = logging.getLogger(__name__)
+
 PICTURES = 16
+# A codebook of which less is in use has collapsed.
+LEAST_USAGE = 0.1
 
 
 class Forward(NamedTuple):
@@ -268,7 +273,10 @@ class TokenizerStage(Stage):
     def evaluate(
         self, state: State, frozen: Any, batches: Iterable[Batch], to_devices: ToDevices
     ) -> tuple[dict[str, float], Pictures]:
-        """Reconstruction errors, and the codebook's use over all batches; input over output."""
+        """Reconstruction errors, and the codebook's use over all batches; input over output.
+
+        Warns where few of the codes that are trained are in use.
+        """
         sums: Any = None
         pictures: Pictures = {}
         variables = self.variables(state.model.weights, state.model.model_state, frozen)
@@ -289,9 +297,33 @@ class TokenizerStage(Stage):
         metrics = {name: float(total / number) for name, total in sums.items()}
         metrics["codebook_usage"] = float(quantizers.usage(counts))
         metrics["codebook_perplexity"] = float(quantizers.perplexity(counts))
+        if self.trains_codes:
+            self._warn_of_collapse(counts, int(number), int(state.step))
         if self.frechet:
             metrics |= self.frechet.distance()
         return metrics, pictures
+
+    def _warn_of_collapse(self, counts: Float[Array, "k"], images: int, step: int) -> None:
+        """Says so where hardly any code occurs, and what keeps more of them in use."""
+        used, tokens = int(jnp.sum(counts > 0)), int(jnp.sum(counts))
+        # Few tokens cannot show many codes.
+        if used >= LEAST_USAGE * min(len(counts), tokens):
+            return
+        own = self.model.quantizer
+        kept = {
+            "learning=ema": own.learning == "ema",
+            "latent_norm=layer": own.latent_norm != "none",
+            "restart_below=0.1": own.restart_below > 0,
+        }
+        missing = ", ".join(name for name, there in kept.items() if not there)
+        log.warning(
+            "%s: step %d: THE CODEBOOK HAS COLLAPSED: %d of %d codes occur in %d validation images;"
+            " train anew with config.%s.model.quantizer: %s",
+            *(self.name, step, used, len(counts), images, self.name),
+            f"{missing} (the config argument codebook=ema, where there is one)"
+            if missing
+            else "a higher restart_below, or with a lower learning rate",
+        )
 
     def _eval_step(
         self, variables: Any, frozen: Any, images: UInt8[Array, "b H W 3"], valid: Any
