@@ -12,9 +12,16 @@ ARGUMENTS = {
     "f": 16,
     "res": 256,
     "tokenizer": "efficient",
+    "codebook": "ema",
     "block": 8,
     "halo": 2,
     "T": 8,
+}
+
+# How the codes are learned: what keeps them in use, and VQGAN's way, which the paper takes.
+CODEBOOKS = {
+    "ema": {"learning": "ema", "latent_norm": "layer", "restart_below": 0.1},
+    "plain": {"learning": "gradient", "latent_norm": "none", "restart_below": 0.0},
 }
 
 
@@ -48,8 +55,8 @@ def efficient_vqgan(
     large = args.res > 256
 
     tokenizer = config.tokenizer
-    codebook = {"num_codes": 1024, "code_dim": 256, "learning": "gradient", "beta": 0.25}
-    codebook |= {"decay": 0.99, "latent_norm": "none", "restart_below": 0.0}
+    codebook = {"num_codes": 1024, "code_dim": 256, "beta": 0.25, "decay": 0.99}
+    codebook |= common.one_of("codebook", args.codebook, CODEBOOKS)
     efficient = {
         "name": "efficient_vqgan",
         "patch_size": 4,

@@ -20,19 +20,23 @@ Arguments, as in `--config=...:f=8`:
     f           downsampling factor of the tokenizer, 16 or 8 (16)
     res         side of the images, 256, 512 or 1024 (256)
     tokenizer   efficient or vqgan (efficient)
+    codebook    ema: codes are moving averages of normalised latents, and dead ones restart; plain:
+                the paper's, VQGAN's gradient codebook without any of that, which collapsed to a few
+                codes where we tried it (ema)
     block       W_s, side of a query block: 1 (autoregressive), 2, 4, 8 or 16 (8); figures 8 and 9
     halo        E_s, how far a window reaches beyond its query block (2)
     T           parallel steps in a block (8); figure 8 has 4, 8, 12, 16, 24 and 32. It is a setting
                 of the sampler: `sample.py --steps` has the same effect on a trained run
 
-How many parameters that makes:
+How many parameters that makes; the 262,144 numbers of a codebook are among them for codebook=plain
+only, since moving averages are not trained:
 
             tokenizer        prior
-    f = 16 43,753,587  183,975,168
-    f = 8  11,031,283  184,002,816
+    f = 16 43,491,443  183,969,024
+    f = 8  10,769,139  183,996,672
 
 Where the paper is silent (optimizers, learning rates, batch of the prior, when the adversary
-starts) the values are ours.
+starts) the values are ours, and so is codebook=ema.
 """
 
 from ml_collections import ConfigDict

@@ -14,13 +14,13 @@ The paper trained on 8 A100: the tokenizer 20 epochs at batch 16, the prior 200 
     tokenizer=vqgan   samples, on VQGAN's tokenizer     table 7          13.67
 
 Data: TFDS's `imagenet2012`, prepared. Arguments: those of `ffhq_effvqgan.py`, whose `block` and `T`
-are the ablations of figures 8 and 9.
+are the ablations of figures 8 and 9; `codebook=plain` is the paper's codebook.
 
 How many parameters that makes:
 
             tokenizer        prior
-    f = 16 43,753,587  184,744,704
-    f = 8  11,031,283  184,772,352
+    f = 16 43,491,443  184,738,560
+    f = 8  10,769,139  184,766,208
 
 The condition is dropped for a tenth of the images, which the paper does not do, so that
 classifier-free guidance is there to be tried (`sample.py --guidance=1.5`); the paper's samples are

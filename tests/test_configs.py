@@ -24,7 +24,7 @@ from vqjax.training.stage_kinds import build_stage as build_kind
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {
     "openmoji_effvqgan": ["", "res=64,f=8,gan=projected", "res=1024,f=16,size=base"],
-    "ffhq_effvqgan": ["", "f=8,res=1024", "tokenizer=vqgan", "block=1,halo=4,T=16"],
+    "ffhq_effvqgan": ["codebook=plain", "f=8,res=1024", "tokenizer=vqgan", "block=1,halo=4,T=16"],
     "celebahq_effvqgan": [""],
     "imagenet_effvqgan": ["", "f=8,tokenizer=vqgan"],
 }
@@ -140,6 +140,17 @@ def test_wrong_arguments():
         load("ffhq_effvqgan", "f=large")
     with pytest.raises(InputError, match="f=4: valid: 8, 16"):
         load("ffhq_effvqgan", "f=4")
+
+
+def test_full_size_codebooks():
+    """What keeps the codes in use is the default; the paper's own has nothing of it."""
+    codebooks = [load("ffhq_effvqgan", arg) for arg in ("", "codebook=plain")]
+    ema, plain = (config.tokenizer.model.quantizer for config in codebooks)
+    assert (ema.learning, ema.latent_norm, ema.restart_below) == ("ema", "layer", 0.1)
+    assert (plain.learning, plain.latent_norm, plain.restart_below) == ("gradient", "none", 0.0)
+    assert ema.code_dim == plain.code_dim == 256
+    with pytest.raises(InputError, match="codebook=vq: valid: ema, plain"):
+        load("ffhq_effvqgan", "codebook=vq")
 
 
 def test_ablations_of_the_sampler():
