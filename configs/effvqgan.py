@@ -40,12 +40,14 @@ def efficient_vqgan(
         InputError: unknown argument or value.
     """
     args = common.parse_arg(arg, **ARGUMENTS)
-    widths, depths, multipliers = common.one_of(
+    widths, depths, multipliers, attention_factors = common.one_of(
         "f",
         args.f,
         {
-            8: ((128, 256), (2, 6), (1, 1, 2, 4)),
-            16: ((128, 256, 512), (2, 2, 6), (1, 1, 2, 2, 4)),
+            4: ((128,), (6,), (1, 2, 4), ()),
+            8: ((128, 256), (2, 6), (1, 1, 2, 4), (8,)),
+            16: ((128, 256, 512), (2, 2, 6), (1, 1, 2, 2, 4), (16,)),
+            32: ((128, 256, 512, 512), (2, 2, 2, 6), (1, 1, 2, 2, 4, 4), (32,)),
         },
     )
     common.one_of("res", args.res, {256: None, 512: None, 1024: None})
@@ -75,7 +77,7 @@ def efficient_vqgan(
         "width": 128,
         "multipliers": multipliers,
         "num_res_blocks": 2,
-        "attention_factors": (args.f,),
+        "attention_factors": attention_factors,
         "latent_width": 256,
         "remat": large,
         "dtype": "bfloat16",

@@ -17,7 +17,7 @@ Data: a folder of the 70,000 images at that resolution or a larger one, named so
 
 Arguments, as in `--config=...:f=8`:
 
-    f           downsampling factor of the tokenizer, 16 or 8 (16)
+    f           downsampling factor of the tokenizer, 4, 8, 16 or 32 (16); the paper has 8 and 16
     res         side of the images, 256, 512 or 1024 (256)
     tokenizer   efficient or vqgan (efficient)
     codebook    ema: codes are moving averages of normalised latents, and dead ones restart; plain:
@@ -31,9 +31,11 @@ Arguments, as in `--config=...:f=8`:
 How many parameters that makes; the 262,144 numbers of a codebook are among them for codebook=plain
 only, since moving averages are not trained:
 
-            tokenizer        prior
-    f = 16 43,491,443  183,969,024
-    f = 8  10,769,139  183,996,672
+            tokenizer        prior  tokenizer=vqgan
+    f = 32 58,217,651  183,955,200      100,207,491
+    f = 16 43,491,443  183,969,024       71,879,555
+    f = 8  10,769,139  183,996,672       64,793,475
+    f = 4   2,534,451  184,051,968       57,761,667
 
 Where the paper is silent (optimizers, learning rates, batch of the prior, when the adversary
 starts) the values are ours, and so is codebook=ema.

@@ -19,8 +19,10 @@ are the ablations of figures 8 and 9; `codebook=plain` is the paper's codebook.
 How many parameters that makes:
 
             tokenizer        prior
+    f = 32 58,217,651  184,724,736
     f = 16 43,491,443  184,738,560
     f = 8  10,769,139  184,766,208
+    f = 4   2,534,451  184,821,504
 
 The condition is dropped for a tenth of the images, which the paper does not do, so that
 classifier-free guidance is there to be tried (`sample.py --guidance=1.5`); the paper's samples are
