@@ -26,7 +26,12 @@ CODEBOOKS = {
 
 
 def efficient_vqgan(
-    arg: str, train_images: int, tokenizer_epochs: int, prior_epochs: int
+    arg: str,
+    train_images: int,
+    tokenizer_epochs: int,
+    prior_epochs: int,
+    vqgan_codes: int = 1024,
+    vqgan_adversary: float = 0.8,
 ) -> ConfigDict:
     """The full-size system, without its data.
 
@@ -35,6 +40,8 @@ def efficient_vqgan(
         train_images: of the data set.
         tokenizer_epochs: over it.
         prior_epochs: over it.
+        vqgan_codes: K of the VQGAN that table 7 takes for this data set.
+        vqgan_adversary: weight of the adversarial loss of that VQGAN.
 
     Raises:
         InputError: unknown argument or value.
@@ -71,7 +78,7 @@ def efficient_vqgan(
         "dtype": "bfloat16",
         "quantizer": codebook,
     }
-    # Table 7's: the convolutional tokenizer of VQGAN, with the same codes.
+    # Table 7's: the convolutional tokenizer of VQGAN.
     convolutional = {
         "name": "vqgan",
         "width": 128,
@@ -81,7 +88,7 @@ def efficient_vqgan(
         "latent_width": 256,
         "remat": large,
         "dtype": "bfloat16",
-        "quantizer": codebook,
+        "quantizer": codebook | {"num_codes": vqgan_codes},
     }
     tokenizer.model = ConfigDict(
         common.one_of("tokenizer", args.tokenizer, {"efficient": efficient, "vqgan": convolutional})
@@ -104,6 +111,13 @@ def efficient_vqgan(
         discriminator.optimizer.b1 = 0.0
         discriminator.optimizer.b2 = 0.99
     else:
+        # The published training of VQGAN, but for when the adversary joins and the clamp of its
+        # adaptive weight (10,000 there).
+        tokenizer.loss.l1, tokenizer.loss.l2 = 1.0, 0.0
+        tokenizer.optimizer.learning_rate = 4.5e-6 * tokenizer.batch_size
+        tokenizer.optimizer.schedule = "constant"
+        tokenizer.optimizer.warmup_steps = 0
+        discriminator.weight = vqgan_adversary
         discriminator.model = ConfigDict(
             {"name": "patchgan", "num_layers": 3, "width": 64, "dtype": "bfloat16"}
         )

@@ -19,7 +19,7 @@ Arguments, as in `--config=...:f=8`:
 
     f           downsampling factor of the tokenizer, 4, 8, 16 or 32 (16); the paper has 8 and 16
     res         side of the images, 256, 512 or 1024 (256)
-    tokenizer   efficient or vqgan (efficient)
+    tokenizer   efficient, or vqgan, the convolutional one of table 7 (efficient)
     codebook    ema: codes are moving averages of normalised latents, and dead ones restart; plain:
                 the paper's, VQGAN's gradient codebook without any of that, which collapsed to a few
                 codes where we tried it (ema)
@@ -27,6 +27,16 @@ Arguments, as in `--config=...:f=8`:
     halo        E_s, how far a window reaches beyond its query block (2)
     T           parallel steps in a block (8); figure 8 has 4, 8, 12, 16, 24 and 32. It is a setting
                 of the sampler: `sample.py --steps` has the same effect on a trained run
+
+Table 7 is a prior on VQGAN's tokenizer as it was published: 1,024 codes for FFHQ, 16,384 for
+ImageNet, learned by gradient. `tokenizer=vqgan,codebook=plain` is that model, and a workdir with
+its weights takes the place of training it:
+
+    python train.py --config=configs/ffhq_effvqgan.py:tokenizer=vqgan,codebook=plain \
+        --workdir=runs/table7 --config.tokenizer.use_from=runs/vqgan
+
+Otherwise it is trained here, with VQGAN's own loss (l1, LPIPS, a patch discriminator of weight 0.8,
+0.75 for ImageNet) and learning rate; `codebook` says how the codes are learned, as for the other.
 
 How many parameters that makes; the 262,144 numbers of a codebook are among them for codebook=plain
 only, since moving averages are not trained:

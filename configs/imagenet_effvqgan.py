@@ -16,7 +16,11 @@ The paper trained on 8 A100: the tokenizer 20 epochs at batch 16, the prior 200 
 Data: TFDS's `imagenet2012`, prepared. Arguments: those of `ffhq_effvqgan.py`, whose `block` and `T`
 are the ablations of figures 8 and 9; `codebook=plain` is the paper's codebook.
 
-How many parameters that makes:
+Table 7 takes VQGAN's published tokenizer of ImageNet, which has 16,384 codes (table 1):
+`tokenizer=vqgan,codebook=plain`, with its weights by `--config.tokenizer.use_from=...` or trained
+here, as `ffhq_effvqgan.py` says. The prior on it has 200,482,560 parameters.
+
+How many parameters the others make:
 
             tokenizer        prior
     f = 32 58,217,651  184,724,736
@@ -42,7 +46,14 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    config = effvqgan.efficient_vqgan(arg, TRAIN_IMAGES, tokenizer_epochs=20, prior_epochs=200)
+    config = effvqgan.efficient_vqgan(
+        arg,
+        TRAIN_IMAGES,
+        tokenizer_epochs=20,
+        prior_epochs=200,
+        vqgan_codes=16_384,
+        vqgan_adversary=0.75,
+    )
     config.data.source = ConfigDict({"name": "tfds", "dataset": "imagenet2012", "data_dir": ""})
     config.data.crop = "random"
     config.condition.name = "class"

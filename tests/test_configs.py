@@ -159,6 +159,27 @@ def test_full_size_codebooks():
         load("ffhq_effvqgan", "codebook=vq")
 
 
+def test_vqgan_of_table_7(tmp_path):
+    """The codes and the losses of the published models of the two data sets."""
+    faces, imagenet = (
+        load(f"{name}_effvqgan", "tokenizer=vqgan,codebook=plain") for name in ("ffhq", "imagenet")
+    )
+    for config, codes, weight in ((faces, 1024, 0.8), (imagenet, 16_384, 0.75)):
+        tokenizer, discriminator = config.tokenizer, config.tokenizer.discriminator
+        quantizer = tokenizer.model.quantizer
+        assert (quantizer.num_codes, quantizer.learning) == (codes, "gradient")
+        assert (tokenizer.loss.l1, tokenizer.loss.l2, tokenizer.loss.perceptual) == (1, 0, 1)
+        assert (discriminator.model.name, discriminator.weight) == ("patchgan", weight)
+        assert not discriminator.augment
+        for optimizer in (tokenizer.optimizer, discriminator.optimizer):
+            assert optimizer.learning_rate == pytest.approx(7.2e-5)
+            assert (optimizer.b1, optimizer.b2, optimizer.schedule) == (0.5, 0.9, "constant")
+    prior = build_stage(imagenet, "prior", tmp_path, 1000)
+    said = importlib.import_module("configs.imagenet_effvqgan").__doc__
+    assert f"The prior on it has {parameters(prior):,} parameters" in said
+    assert load("imagenet_effvqgan").tokenizer.model.quantizer.num_codes == 1024
+
+
 def test_ablations_of_the_sampler():
     """A block is sampled in no more steps than it has cells."""
     assert load("ffhq_effvqgan").sampling.steps == 8
