@@ -7,9 +7,8 @@ The paper reports FID 7.81 of samples (f = 16). Trained there on 8 A100: tokeniz
 batch 16, prior 200 epochs.
 
 Data: a folder of the 30,000 images, named so that they sort; the paper's split is not given, so the
-first 27,000 train and the last 3,000 validate. Arguments (`codebook=plain` for the paper's
-codebook, `f`, `res`, `tokenizer`, `block`, `halo`, `T`) and numbers of parameters: those of
-`ffhq_effvqgan.py`.
+first 27,000 train and the last 3,000 validate. Arguments and numbers of parameters: those of
+`ffhq_effvqgan.py`; `codebook=plain` is the paper's codebook.
 """
 
 from ml_collections import ConfigDict

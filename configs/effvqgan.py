@@ -13,6 +13,7 @@ ARGUMENTS = {
     "res": 256,
     "tokenizer": "efficient",
     "codebook": "ema",
+    "remat": "auto",
     "block": 8,
     "halo": 2,
     "T": 8,
@@ -62,6 +63,13 @@ def efficient_vqgan(
     config.data.resolution = args.res
     config.data.workers = 8
     large = args.res > 256
+    # What eight cards of 80 GB need, see docs/performance.md.
+    need = {"tokenizer": args.res > 512, "prior": args.res // args.f > 16}
+    remat = common.one_of(
+        "remat",
+        args.remat,
+        {"auto": need, "true": dict.fromkeys(need, True), "false": dict.fromkeys(need, False)},
+    )
 
     tokenizer = config.tokenizer
     codebook = {"num_codes": 1024, "code_dim": 256, "beta": 0.25, "decay": 0.99}
@@ -74,7 +82,7 @@ def efficient_vqgan(
         "head_dim": 32,
         "window": 8,
         "mlp_ratio": 4,
-        "remat": large,
+        "remat": remat["tokenizer"],
         "dtype": "bfloat16",
         "quantizer": codebook,
     }
@@ -86,7 +94,7 @@ def efficient_vqgan(
         "num_res_blocks": 2,
         "attention_factors": attention_factors,
         "latent_width": 256,
-        "remat": large,
+        "remat": remat["tokenizer"],
         "dtype": "bfloat16",
         "quantizer": codebook | {"num_codes": vqgan_codes},
     }
@@ -142,7 +150,7 @@ def efficient_vqgan(
             "frame_shift": 0.1,
             "mask_schedule": "cosine",
             "scan": True,
-            "remat": True,
+            "remat": remat["prior"],
             "dtype": "bfloat16",
         }
     )

@@ -159,6 +159,22 @@ def test_full_size_codebooks():
         load("ffhq_effvqgan", "codebook=vq")
 
 
+@pytest.mark.parametrize(
+    ("arg", "expected"),
+    [
+        ("", (False, False)),
+        ("res=512", (False, True)),
+        ("f=32,res=512", (False, False)),
+        ("res=1024", (True, True)),
+        ("res=1024,remat=false", (False, False)),
+        ("tokenizer=vqgan,remat=true", (True, True)),
+    ],
+)
+def test_rematerialisation(arg, expected):
+    config = load("ffhq_effvqgan", arg)
+    assert (config.tokenizer.model.remat, config.prior.model.remat) == expected
+
+
 def test_vqgan_of_table_7(tmp_path):
     """The codes and the losses of the published models of the two data sets."""
     faces, imagenet = (

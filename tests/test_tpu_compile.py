@@ -67,9 +67,12 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("arg", ["f=16", "f=8"])
+@pytest.mark.parametrize("arg", ["f=16", "f=8", "res=512", "res=1024"])
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_step_fits_a_chip(arg, stage, capsys):
+    """At the config's batch; the prior only fits where it recomputes."""
+    if stage == "prior":
+        arg += ",remat=true"
     process = subprocess.run(
         [sys.executable, "-c", COMPILE, arg, stage],
         cwd=ROOT,
