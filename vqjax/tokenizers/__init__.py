@@ -12,11 +12,16 @@ from vqjax import registry
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokenizers.base import Tokenizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
+from vqjax.tokenizers.vit_vqgan import ViTVQGAN
 from vqjax.tokenizers.vqgan import VQGAN
 
 __all__ = ["TOKENIZERS", "Tokenizer", "build_tokenizer"]
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"efficient_vqgan": EfficientVQGAN, "vqgan": VQGAN}
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "efficient_vqgan": EfficientVQGAN,
+    "vit_vqgan": ViTVQGAN,
+    "vqgan": VQGAN,
+}
 
 
 def build_tokenizer(part: str, config: Mapping[str, Any] | ConfigDict) -> Tokenizer:

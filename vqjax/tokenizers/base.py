@@ -31,7 +31,7 @@ class Tokenizer(nn.Module):
 
     # "dense": a code for every cell; "sparse": for some of them.
     token_kind: ClassVar[str] = "dense"
-    # Name of the last layer among the parameters.
+    # Name of the last layer, which `make_last_layer` makes, among the parameters.
     last_layer: ClassVar[str] = "last_convolution"
     # Names of the parameters that `decode` alone reads: those that a decoder stage trains.
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_convolution")
@@ -93,11 +93,17 @@ class Tokenizer(nn.Module):
         """
         raise NotImplementedError
 
+    def make_last_layer(self) -> nn.Module:
+        """The layer that turns features into pixels: a convolution, unless a tokenizer differs.
+
+        It has a "kernel", and computes in float32, whatever the rest computes in.
+        """
+        return nn.Conv(3, (3, 3), dtype=jnp.float32)
+
     def setup(self) -> None:
-        """Builds the networks."""
+        """Builds the networks, and the last layer under its name."""
         self.encoder, self.decoder = self.networks()
-        # Pixels in float32, whatever the rest computes in.
-        self.last_convolution = nn.Conv(3, (3, 3), dtype=jnp.float32)
+        setattr(self, self.last_layer, self.make_last_layer())
 
     @property
     def num_codes(self) -> int:
@@ -174,13 +180,13 @@ class Tokenizer(nn.Module):
         """The vectors of all codes."""
         return self.quantizer.codes()
 
-    def to_pixels(self, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+    def to_pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """The last layer alone, whose kernel the adaptive weight of an adversarial loss reads."""
-        return self.last_convolution(features)
+        return getattr(self, self.last_layer)(features)
 
     def features(
         self, images: Float[Array, "b H W 3"], train: bool = False
-    ) -> tuple[Float[Array, "b H W c"], Tokens, Float[Array, ""], Metrics]:
+    ) -> tuple[Float[Array, "b h w c"], Tokens, Float[Array, ""], Metrics]:
         """Encodes, quantizes and decodes, up to the last layer.
 
         Args:
@@ -188,7 +194,8 @@ class Tokenizer(nn.Module):
             train: learn the codebook; see `VectorQuantizer.__call__` for collections and rngs.
 
         Returns:
-            The input of `to_pixels`, the tokens, the loss of the quantizer, its statistics.
+            The input of `to_pixels`, of the images' grid or a coarser one; the tokens; the loss of
+            the quantizer; its statistics.
 
         Raises:
             InputError: as `grid`.

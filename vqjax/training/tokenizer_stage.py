@@ -46,7 +46,7 @@ class Forward(NamedTuple):
         model_state: the model's other collections after it.
     """
 
-    features: Float[Array, "b H W c"]
+    features: Float[Array, "b h w c"]
     statistics: Metrics
     model_state: Any
 
@@ -253,13 +253,13 @@ class TokenizerStage(Stage):
         metrics["loss"] = loss
         return grads, new_states, metrics, jnp.ones(())
 
-    def _to_pixels(self, params: Any, features: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+    def _to_pixels(self, params: Any, features: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """The tokenizer's last layer."""
         own = {"params": {self.model.last_layer: params[self.model.last_layer]}}
         return self.model.apply(own, features, method="to_pixels")
 
     def _last_layer_gradient(
-        self, params: Any, features: Float[Array, "b H W c"], cotangent: Float[Array, "b H W 3"]
+        self, params: Any, features: Float[Array, "b h w c"], cotangent: Float[Array, "b H W 3"]
     ) -> Float[Array, "..."]:
         """The gradient by the kernel of the last layer, from the one at the reconstruction."""
         layer = params[self.model.last_layer]
