@@ -10,6 +10,9 @@ as in `--config=...:res=64,f=8`:
     res     side of the images in pixels (32)
     f       downsampling factor: 4, 8 or 16 (4); larger images want a larger one
     size    small or base: width of both models (small)
+    tokenizer
+            efficient or vit (efficient): the paper's, or ViT-VQGAN's two transformers with global
+            attention, which `vqjax locality` shows to be local in effect (figure 1)
     gan     patchgan, projected or none (patchgan). The projected one looks at images enlarged to
             224x224, which takes an accelerator or hours
 
@@ -30,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    args = common.parse_arg(arg, res=32, f=4, size="small", gan="patchgan")
+    args = common.parse_arg(arg, res=32, f=4, size="small", gan="patchgan", tokenizer="efficient")
     config = common.get_config()
     config.data.source = ConfigDict({"name": "openmoji", "cache_dir": ""})
     config.data.resolution = args.res
@@ -42,28 +45,44 @@ def get_config(arg: str = "") -> ConfigDict:
         "size", args.size, {"small": (32, 128, 4), "base": (128, 512, 12)}
     )
 
+    codebook = {
+        "num_codes": 1024,
+        "code_dim": 32,
+        "learning": "ema",
+        "beta": 0.25,
+        "decay": 0.99,
+        "latent_norm": "layer",
+        "restart_below": 0.1,
+    }
+    efficient = {
+        "name": "efficient_vqgan",
+        "patch_size": patch_size,
+        "widths": (width, 4 * width, 4 * width)[:levels],
+        "depths": (2, 4, 4)[:levels],
+        "head_dim": 32,
+        "window": 4,
+        "mlp_ratio": 4,
+        "remat": False,
+        "dtype": "float32",
+        "quantizer": codebook,
+    }
+    vit = {
+        "name": "vit_vqgan",
+        "patch_size": args.f,
+        "dim": dim,
+        "num_layers": layers,
+        "num_heads": dim // 32,
+        "mlp_ratio": 4,
+        "positions": "learned",
+        "grid_side": args.res // args.f,
+        "scan": True,
+        "remat": False,
+        "dtype": "float32",
+        "quantizer": codebook | {"latent_norm": "l2"},
+    }
     tokenizer = config.tokenizer
     tokenizer.model = ConfigDict(
-        {
-            "name": "efficient_vqgan",
-            "patch_size": patch_size,
-            "widths": (width, 4 * width, 4 * width)[:levels],
-            "depths": (2, 4, 4)[:levels],
-            "head_dim": 32,
-            "window": 4,
-            "mlp_ratio": 4,
-            "remat": False,
-            "dtype": "float32",
-            "quantizer": {
-                "num_codes": 1024,
-                "code_dim": 32,
-                "learning": "ema",
-                "beta": 0.25,
-                "decay": 0.99,
-                "latent_norm": "layer",
-                "restart_below": 0.1,
-            },
-        }
+        common.one_of("tokenizer", args.tokenizer, {"efficient": efficient, "vit": vit})
     )
     tokenizer.loss.l1 = 0.5
     tokenizer.loss.perceptual = 0.3
