@@ -1,11 +1,14 @@
 """The locality command: what it measures, the picture it draws, what it refuses."""
 
+import re
+
 import command_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vqjax.generation.run import Run
@@ -19,8 +22,15 @@ def locality():
     return command_runs._load("locality")[0]
 
 
+# Two whose pixels depend on all codes, beside that of the tiny config.
+GLOBAL = {
+    "vit_vqgan": {"patch_size": 4, "dim": 16, "num_layers": 1, "num_heads": 2, "grid_side": 4},
+    "vqgan": {"width": 8, "multipliers": (1, 1, 1), "num_res_blocks": 1, "attention_factors": ()},
+}
+
+
 @pytest.fixture
-def workdir(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch, request):
     """A run whose tokenizer has random weights: it is as local as any."""
 
     def draw(run):
@@ -29,7 +39,13 @@ def workdir(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "tokenizer_variables", property(draw))
     images = tiny.write_images(tmp_path / "images")
-    write_config(tiny.get_config(f"path={images}"), tmp_path / "run")
+    config = tiny.get_config(f"path={images}")
+    name = getattr(request, "param", None)
+    if name:
+        quantizer = config.tokenizer.model.quantizer
+        model = {"name": name, **GLOBAL[name], "quantizer": quantizer}
+        config.tokenizer.model = ConfigDict(model)
+    write_config(config, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -58,6 +74,17 @@ def test_reach_is_where_the_change_is(locality):
     # However small, it counts for the whole reach.
     change[0, 19] = 1e-30
     assert locality.reach(change, BOX, 1.0) == 12
+
+
+def test_the_mean_change_of_each_ring(locality):
+    change = np.zeros((16, 20))
+    change[8:10, 4:8] = 3.0
+    # Rings of 2 pixels: the first has all pixels at a distance of 1 or 2, corners included.
+    change[6, 4], change[12, 8], change[10, 10] = 8.0, 4.0, 12.0
+    falloff = locality.falloff(change, BOX, 2)
+    areas = [8, 6 * 8 - 8, 10 * 12 - 6 * 8]
+    np.testing.assert_allclose(falloff[:3], [3.0, 8 / areas[1], 16 / areas[2]])
+    assert len(falloff) == 1 + 6 and not np.any(falloff[3:])
 
 
 def test_heat_goes_from_black_to_white(locality):
@@ -93,6 +120,19 @@ def test_a_picture_of_a_run(workdir, tmp_path, capsys):
     # Black, but for the outline, where nothing changes.
     heat = picture[:, -side:]
     assert heat[: 2 * 9].max() == 0 and heat[2 * 16 : 2 * 24, 2 * 24 : 2 * 32].mean() > 50
+
+
+@pytest.mark.parametrize("workdir", GLOBAL, indirect=True)
+def test_a_tokenizer_with_global_attention(workdir, capsys):
+    """Every pixel changes, and the page says by how much around the region."""
+    assert call(f"--workdir={workdir}", "--resolution=24", "--box=0,0,1,1", "--code=3") == 0
+    said = capsys.readouterr().err
+    assert "it reaches the border of the image" in said
+    shares = re.search("of that inside: (.*)", said).group(1).split(", ")
+    assert [share.split(" % at ")[1] for share in shares] == ["1", "2", "3", "4", "5"]
+    assert all(float(share.split(" %")[0]) > 0 for share in shares)
+    heat = np.asarray(Image.open(workdir / "locality.png"))[:, -24 * 5 :]
+    assert np.all(heat.max(-1) > 0)
 
 
 def test_an_image_file(workdir, tmp_path, capsys):

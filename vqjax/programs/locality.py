@@ -4,7 +4,9 @@
 
 All codes of the region are replaced by one code. The picture shows the image, its reconstruction,
 the one with the codes replaced, and where the two differ (dark to white, the square root of the
-difference, so that small ones show), each with the outline of the region.
+difference, so that small ones show), each with the outline of the region. How fast the change falls
+off around it is told in numbers: where attention is global, every pixel may change, and what counts
+is how much.
 """
 
 from pathlib import Path
@@ -62,6 +64,18 @@ def reach(change: Float[np.ndarray, "h w"], box: Box, share: float) -> int:
         return int(distance[change > 0].max())
     within = np.cumsum(np.bincount(distance.ravel(), change.ravel()))
     return int(np.searchsorted(within, share * within[-1]))
+
+
+def falloff(change: Float[np.ndarray, "h w"], box: Box, step: int) -> Float[np.ndarray, "rings"]:
+    """Mean change in a box, then in each ring of `step` pixels around it, as far as there are any.
+
+    Args:
+        change: at least 0.
+        box: x0, y0, x1, y1 in pixels, the last ones excluded.
+        step: width of a ring, at least 1.
+    """
+    rings = -(-distance_to_box(change.shape, box) // step).ravel()
+    return np.bincount(rings, change.ravel()) / np.bincount(rings)
 
 
 def heat_map(change: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
@@ -126,6 +140,9 @@ def main() -> None:
         log.info("all of it: within %s; beyond, nothing changes", _both_units(farthest, f))
     else:
         log.info("it reaches the border of the image: a larger --resolution may show where it ends")
+    region, *rings = falloff(change, box, f)
+    shares = (f"{100 * mean / region:.1f} % at {cells}" for cells, mean in enumerate(rings[:8], 1))
+    log.info("mean change by latent cells from the region, of that inside: %s", ", ".join(shares))
     log.info("image, reconstruction, with the codes changed, difference: %s", out)
 
 
