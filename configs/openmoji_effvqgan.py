@@ -157,7 +157,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if args.res > 256:
         config.sampling.batch_size = 4
-        config.sampling.decode_tile = 256
+        # Global attention is over the whole image.
+        config.sampling.decode_tile = 256 if args.tokenizer == "efficient" else 0
     config.sampling.temperature = 0.85
     config.sampling.choice_temperature = 2.0
     return config

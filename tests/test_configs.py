@@ -23,7 +23,10 @@ from vqjax.training.stage_kinds import build_stage as build_kind
 
 FILES = sorted(f.stem for f in Path(common.__file__).parent.glob("*_*.py") if f.stem[0] != "_")
 ARGUMENTS = {
-    "openmoji_effvqgan": ["", "res=64,f=8,gan=projected", "res=1024,f=16,size=base"],
+    "openmoji_effvqgan": [
+        *("", "res=512,f=16,tokenizer=vit", "res=64,f=8,gan=projected"),
+        "res=1024,f=16,size=base",
+    ],
     "ffhq_effvqgan": [
         *("codebook=plain", "f=8,res=1024", "block=1,halo=4,T=16"),
         *("tokenizer=vqgan", "f=32,tokenizer=vqgan"),
