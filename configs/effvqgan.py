@@ -98,9 +98,23 @@ def efficient_vqgan(
         "dtype": "bfloat16",
         "quantizer": codebook | {"num_codes": vqgan_codes},
     }
-    tokenizer.model = ConfigDict(
-        common.one_of("tokenizer", args.tokenizer, {"efficient": efficient, "vqgan": convolutional})
-    )
+    # Table 2's: ViT-VQGAN Base with its own codes, at any f.
+    vit = {
+        "name": "vit_vqgan",
+        "patch_size": args.f,
+        "dim": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+        "mlp_ratio": 4,
+        "positions": "learned",
+        "grid_side": args.res // args.f,
+        "scan": True,
+        "remat": large,
+        "dtype": "bfloat16",
+        "quantizer": codebook | {"num_codes": 8192, "code_dim": 32, "latent_norm": "l2"},
+    }
+    models = {"efficient": efficient, "vqgan": convolutional, "vit": vit}
+    tokenizer.model = ConfigDict(common.one_of("tokenizer", args.tokenizer, models))
     tokenizer.batch_size = 16
     tokenizer.steps = tokenizer_epochs * train_images // tokenizer.batch_size
     tokenizer.optimizer.learning_rate = 1e-4
@@ -171,5 +185,6 @@ def efficient_vqgan(
     config.sampling.steps = min(args.T, args.block**2)
     if large:
         config.sampling.batch_size = 8
-        config.sampling.decode_tile = 256
+        # The other tokenizers are global, and decode an image whole.
+        config.sampling.decode_tile = 256 if args.tokenizer == "efficient" else 0
     return config

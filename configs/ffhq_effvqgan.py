@@ -11,6 +11,7 @@ The paper trained on 8 A100: the tokenizer 50 epochs at batch 16, the prior 200 
     f=16              samples                            table 3             5.28
     res=1024          samples                            table 4, figure 6  11.81
     tokenizer=vqgan   samples, on VQGAN's tokenizer      table 7              7.5
+    tokenizer=vit,f=8 reconstruction by ViT-VQGAN        table 1             3.13
 
 Data: a folder of the 70,000 images at that resolution or a larger one, named so that they sort
 (00000.png ...): the first 60,000 train, the last 10,000 validate.
@@ -19,7 +20,7 @@ Arguments, as in `--config=...:f=8`:
 
     f           downsampling factor of the tokenizer, 4, 8, 16 or 32 (16); the paper has 8 and 16
     res         side of the images, 256, 512 or 1024 (256)
-    tokenizer   efficient, or vqgan, the convolutional one of table 7 (efficient)
+    tokenizer   efficient; vqgan, the convolutional one of table 7; or vit, ViT-VQGAN (efficient)
     codebook    ema: codes are moving averages of normalised latents, and dead ones restart; plain:
                 the paper's, VQGAN's gradient codebook without any of that, which collapsed to a few
                 codes where we tried it (ema)

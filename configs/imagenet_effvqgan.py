@@ -12,6 +12,7 @@ The paper trained on 8 A100: the tokenizer 20 epochs at batch 16, the prior 200 
     f=16              samples, all of them              table 5, fig. 5   9.92   82.20
     f=16              samples, half of them accepted    table 5           6.81  135.84
     tokenizer=vqgan   samples, on VQGAN's tokenizer     table 7          13.67
+    tokenizer=vit,f=8 reconstruction by ViT-VQGAN       tables 1, 2       1.55
 
 Data: TFDS's `imagenet2012`, prepared. Arguments: those of `ffhq_effvqgan.py`, whose `block` and `T`
 are the ablations of figures 8 and 9; `codebook=plain` is the paper's codebook.

@@ -29,7 +29,7 @@ ARGUMENTS = {
     ],
     "ffhq_effvqgan": [
         *("codebook=plain", "f=8,res=1024", "block=1,halo=4,T=16"),
-        *("tokenizer=vqgan", "f=32,tokenizer=vqgan"),
+        *("tokenizer=vqgan", "f=32,tokenizer=vqgan", "res=512,tokenizer=vit"),
     ],
     "celebahq_effvqgan": [""],
     "imagenet_effvqgan": ["", "f=4,tokenizer=vqgan"],
