@@ -1,11 +1,12 @@
 """The speed and memory that paper 000 compares: tables 2 and 6, figure 9. Needs no data.
 
-    python benchmarks/comparisons.py --what=reconstruction --batch_size=2
+    python benchmarks/comparisons.py --what=reconstruction --batch_size=2 [--resolution=512]
     python benchmarks/comparisons.py --what=sampling --batch_size=1
     python benchmarks/comparisons.py --what=attention --batch_size=1 --layers=6
 
-- reconstruction: images/s of encoding and decoding, ours and the convolutional VQGAN of the same
-  latents (table 2);
+- reconstruction: images/s of encoding and decoding, ours, the convolutional VQGAN of the same
+  latents and, at f = 8 as in the paper, ViT-VQGAN Base (table 2); `--resolution=512` shows what
+  global attention costs on larger images;
 - sampling: seconds for a batch of 16x16 latents by the side W_s of a block; W_s = 1 is
   autoregressive (figure 9);
 - attention: a training step of the prior by latent size, beside a transformer of the same layers
@@ -86,16 +87,17 @@ class FullAttention(nn.Module):
 
 
 def reconstruction(batch: int, layers: int) -> Iterator[Row]:
-    """Table 2: both tokenizers at both factors, in float32."""
+    """Table 2: the tokenizers at their factors, in float32."""
     del layers
-    for f in (16, 8):
-        for name in ("efficient", "vqgan"):
-            config = ffhq_effvqgan.get_config(f"f={f},tokenizer={name}")
+    side = RESOLUTION.value
+    for f, names in ((16, ("efficient", "vqgan")), (8, ("efficient", "vqgan", "vit"))):
+        for name in names:
+            config = ffhq_effvqgan.get_config(f"f={f},res={side},tokenizer={name}")
             config.tokenizer.model.dtype = "float32"
             model = build_stage_tokenizer(config, "tokenizer")
 
             def make(model: Any = model) -> tuple[Any, ...]:
-                images = jnp.zeros((batch, 256, 256, 3))
+                images = jnp.zeros((batch, side, side, 3))
                 return model.init(init_keys(model, jax.random.key(0)), images), images
 
             def run(variables: Any, images: Any, model: Any = model) -> Any:
@@ -201,6 +203,7 @@ TABLES: dict[str, Callable[[int, int], Iterator[Row]]] = {
 
 WHAT = flags.DEFINE_list("what", list(TABLES), f"Which tables: {', '.join(TABLES)}")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images a call")
+RESOLUTION = flags.DEFINE_integer("resolution", 256, "Side of the images that are reconstructed")
 LAYERS = flags.DEFINE_integer("layers", 24, "Layers of the prior")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each row; 0 only compiles")
 
