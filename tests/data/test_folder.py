@@ -1,6 +1,7 @@
 """Folders of images: splits, classes, captions, and what is wrong is named."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,26 @@ def test_hash_split_is_disjoint_complete_and_stays_when_images_are_added(flat):
     assert train < set(names(source(flat, **fields)))
 
 
+def test_copies_of_a_file_lie_on_one_side_of_a_split_by_content(flat):
+    for index in range(20):
+        shutil.copy(flat / f"{index:03}.png", flat / f"copy of {index:03}.png")
+
+    def split(by_content):
+        fields = {"validation_fraction": 0.4, "split_by_content": by_content}
+        return [set(names(source(flat, side, **fields))) for side in ("train", "validation")]
+
+    def copies_are_with_theirs(side):
+        copies = {name for name in side if name.startswith("copy of ")}
+        return {f"copy of {name}" for name in side - copies} == copies
+
+    train, held = split(by_content=True)
+    assert len(train) > 5 and len(held) > 5 and not train & held and len(train | held) == 40
+    assert copies_are_with_theirs(train) and copies_are_with_theirs(held)
+    assert not copies_are_with_theirs(split(by_content=False)[0])
+    write(flat / "another.png", 50)
+    assert train <= split(by_content=True)[0]
+
+
 def test_only_images_count_and_hidden_files_do_not(flat):
     (flat / "readme.txt").write_text("no image")
     (flat / "._001.png").write_bytes(b"finder")
@@ -129,6 +150,7 @@ def test_broken_file_is_named(flat):
         ({"train_range": "5-9"}, "write it like 0:60000"),
         ({"train_range": "50:60"}, "no train images"),
         ({"train_range": ":", "train_list": "a.txt"}, "already given by list"),
+        ({"train_range": ":", "split_by_content": True}, "split_by_content: the split is already"),
         ({"train_list": "a.txt"}, "a.txt cannot be read"),
         ({"captions": "no.tsv"}, "no.tsv cannot be read"),
         ({"trian_range": ":"}, "did you mean 'train_range'"),

