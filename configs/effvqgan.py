@@ -109,7 +109,7 @@ def efficient_vqgan(
         "positions": "learned",
         "grid_side": args.res // args.f,
         "scan": True,
-        "remat": large,
+        "remat": remat["tokenizer"],
         "dtype": "bfloat16",
         "quantizer": codebook | {"num_codes": 8192, "code_dim": 32, "latent_norm": "l2"},
     }
@@ -133,16 +133,17 @@ def efficient_vqgan(
         discriminator.optimizer.b1 = 0.0
         discriminator.optimizer.b2 = 0.99
     else:
-        # The published training of VQGAN, but for when the adversary joins and the clamp of its
-        # adaptive weight (10,000 there).
-        tokenizer.loss.l1, tokenizer.loss.l2 = 1.0, 0.0
-        tokenizer.optimizer.learning_rate = 4.5e-6 * tokenizer.batch_size
-        tokenizer.optimizer.schedule = "constant"
-        tokenizer.optimizer.warmup_steps = 0
-        discriminator.weight = vqgan_adversary
         discriminator.model = ConfigDict(
             {"name": "patchgan", "num_layers": 3, "width": 64, "dtype": "bfloat16"}
         )
+        if args.tokenizer == "vqgan":
+            # Its published training, but for when the adversary joins and the clamp of its adaptive
+            # weight (10,000 there).
+            tokenizer.loss.l1, tokenizer.loss.l2 = 1.0, 0.0
+            tokenizer.optimizer.learning_rate = 4.5e-6 * tokenizer.batch_size
+            tokenizer.optimizer.schedule = "constant"
+            tokenizer.optimizer.warmup_steps = 0
+            discriminator.weight = vqgan_adversary
         discriminator.optimizer = tokenizer.optimizer.copy_and_resolve_references()
 
     prior = config.prior

@@ -46,10 +46,10 @@ How many parameters that makes; the 262,144 numbers of a codebook are among them
 only, since moving averages are not trained:
 
             tokenizer        prior  tokenizer=vqgan
-    f = 32 58,217,651  183,955,200      100,207,491
-    f = 16 43,491,443  183,969,024       71,879,555
-    f = 8  10,769,139  183,996,672       64,793,475
-    f = 4   2,534,451  184,051,968       57,761,667
+    f = 32 58,217,651  183,961,344      100,207,491
+    f = 16 43,491,443  183,975,168       71,879,555
+    f = 8  10,769,139  184,002,816       64,793,475
+    f = 4   2,534,451  184,058,112       57,761,667
 
 Where the paper is silent (optimizers, learning rates, batch of the prior, when the adversary
 starts) the values are ours, and so is codebook=ema.

@@ -24,10 +24,10 @@ here, as `ffhq_effvqgan.py` says. The prior on it has 200,482,560 parameters.
 How many parameters the others make:
 
             tokenizer        prior
-    f = 32 58,217,651  184,724,736
-    f = 16 43,491,443  184,738,560
-    f = 8  10,769,139  184,766,208
-    f = 4   2,534,451  184,821,504
+    f = 32 58,217,651  184,730,880
+    f = 16 43,491,443  184,744,704
+    f = 8  10,769,139  184,772,352
+    f = 4   2,534,451  184,827,648
 
 The condition is dropped for a tenth of the images, which the paper does not do, so that
 classifier-free guidance is there to be tried (`sample.py --guidance=1.5`); the paper's samples are

@@ -1,6 +1,7 @@
 """Positions of the cells of a grid, learned or fixed."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -19,17 +20,19 @@ class GridEmbedding(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self) -> Float[Array, "h w dim"]:
-        """Positions of all cells, in float32."""
-        rows, columns = (
-            self.param(name, INITIALIZER, (size, self.dim))
-            for name, size in zip(("row", "column"), self.grid, strict=True)
-        )
-        return rows[:, None] + columns[None, :]
+    def __call__(self, grid: tuple[int, int] | None = None) -> Float[Array, "h w dim"]:
+        """Positions of all cells, in float32; on another grid the tables are stretched to it."""
+        tables = []
+        for name, size, wanted in zip(("row", "column"), self.grid, grid or self.grid, strict=True):
+            table = self.param(name, INITIALIZER, (size, self.dim))
+            if wanted != size:
+                table = jax.image.resize(table, (wanted, self.dim), "linear")
+            tables.append(table)
+        return tables[0][:, None] + tables[1][None, :]
 
 
-def wave_positions(grid: tuple[int, int], dim: int) -> Float[Array, "cells dim"]:
-    """Fixed positions of the cells of a grid in raster order, from sine and cosine waves.
+def wave_positions(grid: tuple[int, int], dim: int) -> Float[Array, "h w dim"]:
+    """Fixed positions of the cells of a grid, from sine and cosine waves.
 
     The first half of the width tells the row, the other the column, each by sines, then cosines, of
     wavelengths from 2 pi cells to 20,000 pi, in a geometric sequence. A cell has the same position
@@ -50,4 +53,4 @@ def wave_positions(grid: tuple[int, int], dim: int) -> Float[Array, "cells dim"]
     h, w = grid
     rows = jnp.broadcast_to(axis(h)[:, None], (h, w, dim // 2))
     columns = jnp.broadcast_to(axis(w)[None], (h, w, dim // 2))
-    return jnp.concatenate([rows, columns], axis=-1).reshape(h * w, dim)
+    return jnp.concatenate([rows, columns], axis=-1)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqjax.errors import check_fields
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.attention import Implementation
+from vqjax.nn.linear import Dense, DenseGeneral, Embed, add_parameter
 from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import INITIALIZER, Transformer
 from vqjax.priors.base import Prior, Sums
@@ -125,12 +126,11 @@ class MultiGrainedPrior(Prior):
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
-        # Rows are looked up in float32, so that their gradients are summed in it.
-        self.code_embedding = nn.Embed(
-            self.num_codes + 1, self.embed_dim, embedding_init=INITIALIZER
+        self.code_embedding = Embed(
+            self.num_codes + 1, self.embed_dim, dtype=self.dtype, embedding_init=INITIALIZER
         )
-        self.block_convolution = nn.DenseGeneral(self.dim, axis=(-2, -1), dtype=self.dtype)
-        self.local_projection = nn.Dense(self.dim, dtype=self.dtype)
+        self.block_convolution = DenseGeneral(self.dim, num_axes=2, dtype=self.dtype)
+        self.local_projection = Dense(self.dim, dtype=self.dtype)
         # Of the cells of a frame and those that a halo reaches around it.
         height, width = (side + 2 * self.halo for side in self.grid)
         self.local_position = GridEmbedding((height, width), self.dim)
@@ -147,7 +147,7 @@ class MultiGrainedPrior(Prior):
             dtype=self.dtype,
             implementation=self.implementation,
         )
-        self.head = nn.Dense(self.num_codes, kernel_init=INITIALIZER)
+        self.head = Dense(self.num_codes, kernel_init=INITIALIZER)
 
     @property
     def mask_id(self) -> int:
@@ -184,10 +184,7 @@ class MultiGrainedPrior(Prior):
             block_codes: codes of the W_s^2 cells of each block in raster order; unknown ones and
                 cells outside the grid are `mask_id`.
         """
-        return self.block_convolution(self._embedded(block_codes))
-
-    def _embedded(self, codes: Int[Array, "*b"]) -> Float[Array, "*b e"]:
-        return self.code_embedding(codes).astype(self.dtype)
+        return self.block_convolution(self.code_embedding(block_codes))
 
     def __call__(
         self,
@@ -225,10 +222,6 @@ class MultiGrainedPrior(Prior):
         if frames is None:
             frames = jnp.asarray(layout.frame_place)[query]
 
-        def placed(x: Float[Array, "..."], positions: Float[Array, "..."]) -> Float[Array, "..."]:
-            # Added in float32, so that the gradients of positions are summed in it.
-            return (x.astype(jnp.float32) + positions).astype(self.dtype)
-
         block = frames[:, None] + np.argwhere(np.ones(layout.frame_grid, bool))
         there = jnp.all((block >= 0) & (block < jnp.array(layout.block_grid)), axis=-1)
         seen = block[..., 0] * layout.block_grid[1] + block[..., 1]
@@ -238,7 +231,7 @@ class MultiGrainedPrior(Prior):
         )
         is_own = there & (seen == query[:, None])
         global_tokens = jnp.where(is_own[..., None], own[:, None], global_tokens)
-        global_tokens = placed(global_tokens, self.global_position().reshape(-1, self.dim))
+        global_tokens = add_parameter(global_tokens, self.global_position().reshape(-1, self.dim))
 
         cell = jnp.stack(jnp.divmod(jnp.asarray(layout.window_cells)[query], grid[1]), axis=-1)
         frame_cell = layout.first_cell + self.block_size * frames
@@ -249,8 +242,8 @@ class MultiGrainedPrior(Prior):
         local_visible = inside & (in_frame | (window_codes != self.mask_id))
         # What lies further outside has no position of its own.
         cell = jnp.clip(cell + self.halo, 0, jnp.array(table.shape[:2]) - 1)
-        local_tokens = placed(
-            self.local_projection(self._embedded(window_codes)),
+        local_tokens = add_parameter(
+            self.local_projection(self.code_embedding(window_codes)),
             table.reshape(-1, self.dim)[cell[..., 0] * table.shape[1] + cell[..., 1]],
         )
 
@@ -264,7 +257,7 @@ class MultiGrainedPrior(Prior):
         mask = jnp.concatenate(visible, axis=1)[:, None, None, :]
         x = self.transformer(x, mask, train)
         first = x.shape[1] - window_codes.shape[1]
-        return self.head(x[:, first : first + queried].astype(jnp.float32))
+        return self.head(x[:, first : first + queried])
 
     def loss(
         self,

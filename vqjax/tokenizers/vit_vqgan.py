@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
+from vqjax.nn.linear import Dense, add_parameter
 from vqjax.nn.positions import GridEmbedding, wave_positions
 from vqjax.nn.transformer import Transformer
 from vqjax.settings import Range, setting
@@ -59,7 +60,7 @@ class Trunk(nn.Module):
             position = GridEmbedding(tables, dim, name="position")((h, w))
         else:
             position = wave_positions((h, w), dim)
-        x = einops.rearrange(x, "b h w d -> b (h w) d") + position.astype(x.dtype)
+        x = einops.rearrange(add_parameter(x, position), "b h w d -> b (h w) d")
         x = Transformer(
             self.num_layers,
             self.num_heads,
@@ -70,7 +71,7 @@ class Trunk(nn.Module):
             implementation=self.implementation,
             name="transformer",
         )(x)
-        x = nn.tanh(nn.Dense(self.mlp_ratio * dim, dtype=self.dtype, name="head")(x))
+        x = nn.tanh(Dense(self.mlp_ratio * dim, dtype=self.dtype, name="head")(x))
         return einops.rearrange(x, "b (h w) d -> b h w d", h=h)
 
 
@@ -95,9 +96,9 @@ class Encoder(nn.Module):
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
         """Latents, before quantization."""
         x = to_patches(images, self.patch_size)
-        x = nn.Dense(self.dim, dtype=self.dtype, name="patch_embedding")(x)
+        x = Dense(self.dim, dtype=self.dtype, name="patch_embedding")(x)
         x = Trunk(**self.trunk, name="trunk")(x)
-        return nn.Dense(self.code_dim, dtype=self.dtype, name="to_latent")(x)
+        return Dense(self.code_dim, dtype=self.dtype, name="to_latent")(x)
 
 
 class Decoder(nn.Module):
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
         """Features of the patches, which one more linear layer turns into their pixels."""
-        x = nn.Dense(self.dim, dtype=self.dtype, name="from_latent")(z_q)
+        x = Dense(self.dim, dtype=self.dtype, name="from_latent")(z_q)
         return Trunk(**self.trunk, name="trunk")(x)
 
 
@@ -196,7 +197,7 @@ class ViTVQGAN(Tokenizer):
 
     def make_last_layer(self) -> nn.Module:
         """The second layer of the decoder's head: a linear one, to the pixels of a patch."""
-        return nn.Dense(3 * self.patch_size**2, dtype=jnp.float32)
+        return Dense(3 * self.patch_size**2, dtype=jnp.float32)
 
     def to_pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """The last layer alone, and its patches put together."""
