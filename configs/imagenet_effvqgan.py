@@ -19,7 +19,7 @@ are the ablations of figures 8 and 9; `codebook=plain` is the paper's codebook.
 
 Table 7 takes VQGAN's published tokenizer of ImageNet, which has 16,384 codes (table 1):
 `tokenizer=vqgan,codebook=plain`, with its weights by `--config.tokenizer.use_from=...` or trained
-here, as `ffhq_effvqgan.py` says. The prior on it has 200,482,560 parameters.
+here, as `ffhq_effvqgan.py` says. The prior on it has 200,488,704 parameters.
 
 How many parameters the others make:
 

@@ -138,6 +138,7 @@ class Watched:
             num_ids=CLASSES,
             block_size=spec.block_size,
             halo=spec.halo,
+            scan=False,
             logits_of=self.logits_of,
             note=self._note,
         )

@@ -1,8 +1,11 @@
 """The transformer of every prior: pre- or post-norm, scanned layers, rematerialisation."""
 
-from typing import Literal
+import operator
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Bool, Float
 
 from vqjax.nn.attention import Implementation, MultiHeadAttention
@@ -138,3 +141,17 @@ class Transformer(nn.Module):
             for i in range(self.num_layers):
                 x, _ = block(*fields, name=f"block_{i}")(x, mask, train)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x) if self.norm == "pre" else x
+
+
+def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a scanned `Transformer` as those of the same one with scan=False.
+
+    Compiled with these, a loop around the transformer does not copy each layer's parameters out of
+    the stack in every turn.
+    """
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    number = len(jax.tree.leaves(params["blocks"])[0])
+    blocks = {
+        f"block_{i}": jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(number)
+    }
+    return {**blocks, **rest}

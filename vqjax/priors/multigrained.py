@@ -4,7 +4,8 @@ Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked traini
 """
 
 import math
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import einops
 import flax.linen as nn
@@ -18,7 +19,7 @@ from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, DenseGeneral, Embed, add_parameter
 from vqjax.nn.positions import GridEmbedding
-from vqjax.nn.transformer import INITIALIZER, Transformer
+from vqjax.nn.transformer import INITIALIZER, Transformer, unrolled
 from vqjax.priors.base import Prior, Sums
 from vqjax.priors.block_layout import BlockLayout, Grid, block_layout
 from vqjax.priors.condition import ConditionEmbedding
@@ -162,6 +163,16 @@ class MultiGrainedPrior(Prior):
             corner: its cell at which the frame of a training image begins.
         """
         return block_layout(grid, self.block_size, self.halo, self.grid, corner)
+
+    def unrolled(
+        self, variables: Mapping[str, Any]
+    ) -> tuple["MultiGrainedPrior", Mapping[str, Any]]:
+        """The same prior without a scan over its layers, for a loop around it."""
+        if not self.scan:
+            return self, variables
+        params = variables["params"]
+        params = {**params, "transformer": unrolled(params["transformer"])}
+        return self.clone(scan=False), {**variables, "params": params}
 
     def drawn_blocks(self, grid: Grid, train: bool = True) -> int:
         """The number of query blocks of an image that are predicted.

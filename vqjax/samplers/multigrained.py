@@ -85,6 +85,7 @@ def _sample(
     """`sample` with known tokens in the shape of dense ones."""
     grid, mask_id = known.grid, prior.mask_id
     layout = prior.layout(grid, corner)
+    prior, variables = prior.unrolled(variables)
     batch = len(condition)
     last_step = layout.num_blocks * settings.steps - 1
 
