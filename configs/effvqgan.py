@@ -106,7 +106,6 @@ def efficient_vqgan(
         "num_layers": 12,
         "num_heads": 12,
         "mlp_ratio": 4,
-        "positions": "learned",
         "grid_side": args.res // args.f,
         "scan": True,
         "remat": remat["tokenizer"],

@@ -73,7 +73,6 @@ def get_config(arg: str = "") -> ConfigDict:
         "num_layers": layers,
         "num_heads": dim // 32,
         "mlp_ratio": 4,
-        "positions": "learned",
         "grid_side": args.res // args.f,
         "scan": True,
         "remat": False,

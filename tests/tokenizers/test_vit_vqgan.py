@@ -19,7 +19,6 @@ from tiny_tokenizer import (
 )
 
 from vqjax.errors import InputError
-from vqjax.nn.positions import wave_positions
 from vqjax.nn.transformer import Transformer
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokenizers import build_tokenizer
@@ -163,29 +162,6 @@ def test_on_another_grid_it_is_the_model_of_that_grid_with_interpolated_tables()
     assert np.abs(ours - jax.jit(vit().apply)(variables, images[:, :8, :8])[0].mean()).max() > 0.1
 
 
-def test_waves_need_no_grid_and_say_what_they_are():
-    grid = (3, 5)
-    positions = np.asarray(wave_positions(grid, 12)).reshape(*grid, 12)
-    for row, column, i in np.ndindex(*grid, 3):
-        frequency = 10_000.0 ** (-i / 3)
-        for offset, place in ((0, row), (6, column)):
-            angle = place * frequency
-            found = positions[row, column, [offset + i, offset + 3 + i]]
-            np.testing.assert_allclose(found, [np.sin(angle), np.cos(angle)], atol=1e-6)
-    larger = np.asarray(wave_positions((4, 7), 12)).reshape(4, 7, 12)
-    np.testing.assert_array_equal(larger[:3, :5], positions)
-
-
-def test_waves_tell_patches_apart_without_parameters():
-    model = vit(positions="waves")
-    variables = large_parameters(model, random_images(8, 8))
-    assert "position" not in variables["params"]["decoder"]["trunk"]
-    same = Tokens.dense(jnp.full((1, 2, 3), 7, jnp.int32))
-    images = jax.jit(lambda t: model.apply(variables, t, method="decode"))(same)
-    patches = to_patches(images, 2).reshape(6, -1)
-    assert len(np.unique(np.round(patches, 3), axis=0)) == 6
-
-
 def test_a_resolution_that_does_not_fit_names_the_nearest():
     with pytest.raises(InputError, match=r"33 pixels .* with f=2: the nearest that works is 32"):
         vit().grid(32, 33)
@@ -298,8 +274,8 @@ def test_tokenizer_of_a_config():
     config = {"name": "vit_vqgan", "dim": 24, "num_heads": 3, "quantizer": {"num_codes": 16}}
     expected = ViTVQGAN(VectorQuantizer(16), dim=24, num_heads=3)
     assert build_tokenizer("tokenizer.model", config) == expected
-    with pytest.raises(InputError, match=r"tokenizer\.model\.positions='wave': .*waves"):
-        build_tokenizer("tokenizer.model", config | {"positions": "wave"})
+    with pytest.raises(InputError, match=r"tokenizer\.model\.dtype='bfloat': .*bfloat16"):
+        build_tokenizer("tokenizer.model", config | {"dtype": "bfloat"})
 
 
 @pytest.mark.parametrize(
@@ -310,7 +286,6 @@ def test_tokenizer_of_a_config():
         ({"num_layers": 0}, "num_layers=0: at least 1"),
         ({"num_heads": 3}, "num_heads=3: a divisor of dim=8"),
         ({"grid_side": 0}, "grid_side=0: at least 1"),
-        ({"dim": 6, "positions": "waves"}, "dim=6: a multiple of 4"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_at_once(fields, message):

@@ -139,7 +139,10 @@ def main() -> None:
     if farthest < distance_to_box(change.shape, box).max():
         log.info("all of it: within %s; beyond, nothing changes", _both_units(farthest, f))
     else:
-        log.info("it reaches the border of the image: a larger --resolution may show where it ends")
+        log.info(
+            "it reaches the border of the image: a larger --resolution shows where it ends, unless"
+            " the tokenizer looks at the whole image"
+        )
     region, *rings = falloff(change, box, f)
     shares = (f"{100 * mean / region:.1f} % at {cells}" for cells, mean in enumerate(rings[:8], 1))
     log.info("mean change by latent cells from the region, of that inside: %s", ", ".join(shares))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, add_parameter
-from vqjax.nn.positions import GridEmbedding, wave_positions
+from vqjax.nn.positions import GridEmbedding
 from vqjax.nn.transformer import Transformer
 from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
@@ -35,7 +35,7 @@ def from_patches(patches: Float[Array, "b h w p"], side: int) -> Float[Array, "b
 
 
 class Trunk(nn.Module):
-    """What encoder and decoder share: positions, a transformer, and the first layer of the head.
+    """The part that encoder and decoder share: positions, transformer, first layer of the head.
 
     The head of either is of two layers with a tanh between them; the second one is not here.
     Attributes: as of `ViTVQGAN`.
@@ -44,7 +44,6 @@ class Trunk(nn.Module):
     num_layers: int
     num_heads: int
     mlp_ratio: int
-    positions: str
     grid_side: int
     scan: bool
     remat: bool
@@ -55,11 +54,8 @@ class Trunk(nn.Module):
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w hidden"]:
         """A map of the same size, in which every cell knows of all others."""
         _, h, w, dim = x.shape
-        if self.positions == "learned":
-            tables = (self.grid_side, self.grid_side)
-            position = GridEmbedding(tables, dim, name="position")((h, w))
-        else:
-            position = wave_positions((h, w), dim)
+        tables = (self.grid_side, self.grid_side)
+        position = GridEmbedding(tables, dim, name="position")((h, w))
         x = einops.rearrange(add_parameter(x, position), "b h w d -> b (h w) d")
         x = Transformer(
             self.num_layers,
@@ -131,11 +127,9 @@ class ViTVQGAN(Tokenizer):
         large  1,280           32          16           4
 
     The same weights take any resolution that f divides, in a time and a memory that grow with the
-    square of the number of patches. What positions mean there is for `positions` to say: "learned"
-    tables, one for rows and one for columns, belong to `grid_side` cells and are interpolated to
-    any other number, as those of ViT (Dosovitskiy et al. 2020, section 3.2); "waves" have no size,
-    and a cell has the same position in every grid. The tables are best as large as the grid in
-    training.
+    square of the number of patches. Positions are learned tables, one for rows and one for columns,
+    of `grid_side` cells, which are interpolated to any other number, as those of ViT are
+    (Dosovitskiy et al. 2020, section 3.2); the grid in training is best.
     """
 
     last_layer: ClassVar[str] = "last_linear"
@@ -146,12 +140,9 @@ class ViTVQGAN(Tokenizer):
     num_layers: int = setting(12, "transformer blocks on each side of the codebook", Range(1))
     num_heads: int = setting(12, "attention heads; divides the width", Range(1))
     mlp_ratio: int = setting(4, "hidden width of the MLPs and heads over `dim`", Range(1))
-    positions: Literal["learned", "waves"] = setting(
-        "learned", "of the patches: tables, or sines and cosines"
-    )
     grid_side: int = setting(
         32,
-        "cells along each axis that learned positions are for; other grids interpolate",
+        "cells along each axis that positions are learned for; other grids interpolate",
         Range(1),
     )
     scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
@@ -165,18 +156,11 @@ class ViTVQGAN(Tokenizer):
         """Checks the fields.
 
         Raises:
-            FieldError: a value out of its range, or fields that contradict each other.
+            FieldError: a value out of its range, or heads that do not divide the width.
         """
         super().__post_init__()
         divides = self.dim % self.num_heads == 0
-        splits = self.positions != "waves" or self.dim % 4 == 0
-        check_fields(
-            self,
-            [
-                ("num_heads", divides, f"a divisor of dim={self.dim}"),
-                ("dim", splits, "a multiple of 4 for positions='waves'"),
-            ],
-        )
+        check_fields(self, [("num_heads", divides, f"a divisor of dim={self.dim}")])
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
@@ -184,7 +168,6 @@ class ViTVQGAN(Tokenizer):
             "num_layers": self.num_layers,
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
-            "positions": self.positions,
             "grid_side": self.grid_side,
             "scan": self.scan,
             "remat": self.remat,
