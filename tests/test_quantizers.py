@@ -300,10 +300,11 @@ def test_the_codebook_starts_at_vectors_of_the_first_batch():
     np.testing.assert_array_equal(codes_of(later), codes)
 
 
-@pytest.mark.parametrize("learning", ["gradient", "ema"])
-def test_evaluation_changes_no_state_and_draws_nothing(learning):
-    restarts = {"restart_below": 0.5} if learning == "ema" else {}
-    model = VectorQuantizer(CODES, WIDTH, learning, **restarts)
+@pytest.mark.parametrize(
+    ("learning", "restart_below"), [("gradient", 0.0), ("gradient", 0.5), ("ema", 0.5)]
+)
+def test_evaluation_changes_no_state_and_draws_nothing(learning, restart_below):
+    model = VectorQuantizer(CODES, WIDTH, learning, restart_below=restart_below)
 
     @jax.jit
     def run(key, z):
@@ -313,7 +314,7 @@ def test_evaluation_changes_no_state_and_draws_nothing(learning):
     variables, after = run(jax.random.key(0), vectors(10))
     before = {name: variables[name] for name in after}
     jax.tree.map(np.testing.assert_array_equal, before, dict(after))
-    assert bool(after) == (learning == "ema")
+    assert bool(after) == (restart_below > 0)
 
 
 # Restarts.
@@ -353,12 +354,35 @@ def test_a_restarted_code_that_finds_use_lives(restart_below):
         np.testing.assert_allclose(codes_of(variables)[4], restarted, rtol=1e-4)
 
 
+def test_dead_codes_of_a_gradient_are_noted_with_vectors_of_the_batch():
+    """A parameter stays as it is in a forward pass; notes of one microbatch outlive the next."""
+    codebook, z = clusters_with_dead_codes()
+    model = VectorQuantizer(CODES, WIDTH, decay=DECAY, restart_below=0.5)
+    count = np.float32([5, 5, 5, 5, 0.1, 0.5])
+    notes = {"dead": np.zeros(CODES, bool), "restart_at": np.zeros((CODES, WIDTH), np.float32)}
+    variables = {**gradient_codebook(codebook), STATE: {"code_count": count, **notes}}
+    (_, codes, _, _), after = train_step(model)(variables, z, 0)
+    np.testing.assert_array_equal(codes, nearest(z, codebook))
+    state = after[STATE]
+    used = np.bincount(codes, minlength=CODES)
+    # Both fall below 0.5, and begin again with time to find use.
+    np.testing.assert_array_equal(state["dead"], [False] * 4 + [True] * 2)
+    expected = DECAY * count + (1 - DECAY) * used
+    expected[4:] = 1.0
+    np.testing.assert_allclose(state["code_count"], expected, rtol=1e-5)
+    new = np.asarray(state["restart_at"])
+    assert rows_in(new[4:], z).all() and not new[:4].any()
+
+    _, later = train_step(model)({**gradient_codebook(codebook), **after}, z, 1)
+    np.testing.assert_array_equal(later[STATE]["dead"], state["dead"])
+    np.testing.assert_array_equal(later[STATE]["restart_at"], new)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"restart_below": 0.5}, r"restart_below=0.5: 0 \(or more with learning='ema'\) is needed"),
-        ({"restart_below": -0.5, "learning": "ema"}, "restart_below=-0.5: 0 or more"),
-        ({"restart_below": float("nan"), "learning": "ema"}, "restart_below=nan: 0 or more"),
+        ({"restart_below": -0.5}, "restart_below=-0.5: 0 or more"),
+        ({"restart_below": float("nan")}, "restart_below=nan: 0 or more"),
         ({"num_codes": 0}, "num_codes=0: at least 1"),
         ({"code_dim": 0}, "code_dim=0: at least 1"),
         ({"beta": -0.1}, "beta=-0.1: 0 or more"),
@@ -366,7 +390,6 @@ def test_a_restarted_code_that_finds_use_lives(restart_below):
     ],
 )
 def test_fields_out_of_their_range_are_refused(fields, message):
-    """Restarts too, but of moving averages."""
     with pytest.raises(FieldError, match=f"^{message}"):
         VectorQuantizer(**{"num_codes": CODES, "code_dim": WIDTH, **fields})
 

@@ -125,8 +125,8 @@ def test_tokenizer_of_a_config():
         ({"quantizer": {"learning": "EMA"}}, r"quantizer.learning='EMA': .*ema, gradient"),
         ({"quantizer": {"latent_norm": "layernorm"}}, r"quantizer.latent_norm.*layer, none"),
         (
-            {"quantizer": {"restart_below": 0.1}},
-            r"config.tokenizer.model.quantizer.restart_below=0.1: 0 \(or more with learning='ema'",
+            {"quantizer": {"restart_below": -0.1}},
+            "config.tokenizer.model.quantizer.restart_below=-0.1: 0 or more",
         ),
         ({"window": 0}, r"config.tokenizer.model.window=0: at least 1 is needed"),
     ],

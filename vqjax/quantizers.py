@@ -12,10 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from vqjax.errors import check_fields
 from vqjax.settings import Range, check_settings, setting
 
-# The collection of a moving-average codebook and its statistics.
+# The collection of a moving-average codebook, and of the statistics of any.
 STATE = "quantizer"
 
 
@@ -89,8 +88,9 @@ class VectorQuantizer(nn.Module):
     By learning="gradient" the codes follow the codebook loss; by "ema" each is the moving average
     of the vectors assigned to it. By latent_norm="none" a vector is compared with the codes as it
     is, by "layer" after a LayerNorm without parameters, by "l2" on the unit sphere, on which the
-    codes are too (ViT-VQGAN). A code of a moving-average codebook that falls out of use is dead,
-    and restarts at a vector of the batch.
+    codes are too (ViT-VQGAN). A code that falls out of use is dead, and restarts at a vector of the
+    batch: a moving average at once, and a code that is a parameter after the step, as noted in the
+    state (`Tokenizer.replaced_codes`).
     """
 
     num_codes: int = setting(1024, "K, codes in the codebook", Range(1))
@@ -109,13 +109,15 @@ class VectorQuantizer(nn.Module):
         """Checks the fields.
 
         Raises:
-            FieldError: a value out of its range, or restarts of a codebook that is learned by
-                gradient.
+            FieldError: a value out of its range.
         """
         check_settings(self)
-        may = self.learning == "ema" or self.restart_below == 0
-        check_fields(self, [("restart_below", may, "0 (or more with learning='ema')")])
         super().__post_init__()
+
+    @property
+    def notes_dead_codes(self) -> bool:
+        """Whether its state says, after a forward pass in training, which codes are to restart."""
+        return self.learning == "gradient" and self.restart_below > 0
 
     def setup(self) -> None:
         """Declares the codebook: a parameter, or state where it is a moving average."""
@@ -129,6 +131,10 @@ class VectorQuantizer(nn.Module):
 
         if self.learning == "gradient":
             self.codebook = self.param("codebook", init_codes)
+            if self.notes_dead_codes:
+                self.code_count = self.variable(STATE, "code_count", jnp.ones, (self.num_codes,))
+                self.dead = self.variable(STATE, "dead", jnp.zeros, (self.num_codes,), bool)
+                self.restart_at = self.variable(STATE, "restart_at", jnp.zeros, shape)
         else:
             self.code_sum = self.variable(
                 STATE, "code_sum", lambda: init_codes(self.make_rng("params"))
@@ -155,7 +161,7 @@ class VectorQuantizer(nn.Module):
     ]:
         """Replaces each vector by its nearest code.
 
-        In training the collection "quantizer" has to be mutable, and a moving-average codebook
+        In training the collection "quantizer" has to be mutable, and a codebook that has state
         draws from the rng stream "restart". All statistics are of the whole batch, on all devices.
 
         Returns:
@@ -170,8 +176,8 @@ class VectorQuantizer(nn.Module):
         elif self.latent_norm == "l2":
             z = l2_normalize(z)
         flat = z.reshape(-1, self.code_dim)
-        learns = train and self.learning == "ema" and not self.is_initializing()
-        if learns:
+        training = train and not self.is_initializing()
+        if training and self.learning == "ema":
             self._start(flat)
 
         codebook = self.codes()
@@ -184,8 +190,10 @@ class VectorQuantizer(nn.Module):
         if self.learning == "gradient":
             loss = loss + codebook_loss(z, z_q)
         counts = count_codes(codes, self.num_codes)
-        if learns:
+        if training and self.learning == "ema":
             self._move_averages(jax.lax.stop_gradient(flat), codes.reshape(-1), counts)
+        elif training and self.notes_dead_codes:
+            self._note_dead_codes(flat, counts)
         metrics = {"commitment_loss": commitment, "batch_perplexity": perplexity(counts)}
         return straight_through(z, z_q).astype(dtype), codes, loss, metrics
 
@@ -210,9 +218,7 @@ class VectorQuantizer(nn.Module):
         faded = count < 1e-6
         count = jnp.where(faded, self.code_count.value, count)
         dead = count < self.restart_below
-        # Above the threshold, so that a restarted code has the time to find use.
-        fresh = max(1.0, self.restart_below)
-        self.code_count.value = jnp.where(dead, fresh, count)
+        self.code_count.value = jnp.where(dead, self._fresh_count, count)
         # A product with one-hot columns, since accelerators multiply faster than they scatter,
         # and a CPU is four times faster where the left factor is not transposed.
         one_hot = jax.nn.one_hot(codes, self.num_codes, dtype=jnp.float32, axis=0)
@@ -220,5 +226,18 @@ class VectorQuantizer(nn.Module):
         average = optax.incremental_update(self.code_sum.value, total, self.decay)
         average = jnp.where(faded[:, None], self.code_sum.value, average)
         if self.restart_below > 0:
-            average = jnp.where(dead[:, None], fresh * self._draw(flat), average)
+            average = jnp.where(dead[:, None], self._fresh_count * self._draw(flat), average)
         self.code_sum.value = average
+
+    def _note_dead_codes(self, flat: Float[Array, "n d"], counts: Float[Array, "k"]) -> None:
+        """Counts uses, and notes dead codes beside those of earlier microbatches of the step."""
+        count = optax.incremental_update(self.code_count.value, counts, self.decay)
+        dead = count < self.restart_below
+        self.code_count.value = jnp.where(dead, self._fresh_count, count)
+        self.dead.value |= dead
+        self.restart_at.value = jnp.where(dead[:, None], self._draw(flat), self.restart_at.value)
+
+    @property
+    def _fresh_count(self) -> float:
+        """Uses of a code that restarts; above the threshold, so that it has time to find some."""
+        return max(1.0, self.restart_below)

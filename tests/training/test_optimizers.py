@@ -13,8 +13,10 @@ from vqjax.training.optimizers import (
     accumulate,
     decay_mask,
     ema_update,
+    forget_rows,
     make_optimizer,
     make_schedule,
+    set_rows,
 )
 
 
@@ -245,3 +247,47 @@ def test_the_optimizer_minimises():
         best += np.linalg.lstsq(x[rows], y[rows, j])[1].sum() if rows.sum() > 4 else 0.0
     assert losses[-1] < 0.5 * losses[0]
     assert losses[-1] == pytest.approx(best / mask.sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_rows_that_are_forgotten_have_no_moments(name):
+    """All others, and all other parameters, stay to the bit."""
+    optimizer, _ = make_optimizer(
+        "o", config(name=name, weight_decay=0.0, clip_norm=1.0, warmup_steps=0), 60
+    )
+    rng = np.random.default_rng(0)
+
+    def draw():
+        shapes = {"quantizer": {"codebook": (5, 3)}, "other": {"codebook": (5, 3), "bias": (5,)}}
+        return jax.tree.map(
+            lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+
+    params = draw()
+    update = jax.jit(optimizer.update)
+    _, state = update(draw(), optimizer.init(params), params)
+    rows = jnp.array([False, True, False, True, False])
+    forgotten = jax.jit(forget_rows, static_argnums=1)(state, "quantizer/codebook", rows)
+
+    changed = []
+    for (path, before), after in zip(
+        jax.tree.leaves_with_path(state), jax.tree.leaves(forgotten), strict=True
+    ):
+        before, after = np.array(before), np.asarray(after)
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("quantizer/codebook"):
+            assert before[rows].all()
+            before[rows] = 0.0
+            changed.append(path)
+        np.testing.assert_array_equal(after, before)
+    assert len(changed) == 2  # both moments
+
+    vectors = jnp.full((5, 3), 7.0)
+    new = set_rows(params, "quantizer/codebook", rows, vectors)
+    wanted = np.array(params["quantizer"]["codebook"])
+    wanted[rows] = 7.0
+    np.testing.assert_array_equal(new["quantizer"]["codebook"], wanted)
+    np.testing.assert_array_equal(new["other"]["codebook"], params["other"]["codebook"])
+    with pytest.raises(KeyError, match="quantiser/codebook"):
+        set_rows(params, "quantiser/codebook", rows, vectors)

@@ -199,6 +199,35 @@ def test_microbatches_make_the_update_of_the_whole_batch(config):
     assert_close(*outcomes)
 
 
+def test_dead_codes_of_a_gradient_are_replaced_after_the_update_and_have_no_past(config):
+    """Neither in the optimizer nor in the average of the weights; also noted by one microbatch."""
+    gradient_codebook(config)
+    config.tokenizer.microbatches = 2
+    # Dead is what one of the two does not use.
+    config.tokenizer.model.quantizer.update({"restart_below": 1.0, "decay": 0.0})
+    stage = tiny.make_stage(config, "tokenizer", "anywhere")
+    images, labels = batch()
+    state = jax.jit(stage.init)(jax.random.key(0))
+    moments = jax.tree.map(jnp.ones_like, state.model.opt_state)
+    state = state.replace(model=state.model.replace(opt_state=moments))
+    after, _ = jax.jit(stage.train_step)(
+        state, {"reconstruction": {}}, tiny.as_batch(images, labels)
+    )
+
+    notes = after.model.model_state["quantizer"]["quantizer"]
+    new = np.asarray(after.model.params["quantizer"]["codebook"])
+    replaced = (new == notes["restart_at"]).all(-1)
+    assert 0 < replaced.sum() < 32 and not notes["dead"].any()
+    average = np.asarray(after.model.ema["quantizer"]["codebook"])
+    np.testing.assert_array_equal(average[replaced], new[replaced])
+    assert (average[~replaced] != new[~replaced]).any(-1).all()
+    adam = [x for x in after.model.opt_state[1] if hasattr(x, "mu")]
+    for moment in (adam[0].mu, adam[0].nu):
+        codes = np.asarray(moment["quantizer"]["codebook"])
+        assert not codes[replaced].any() and codes[~replaced].all(-1).all()
+        assert all(np.any(x) for x in jax.tree.leaves(moment["decoder"]))
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_average_of_the_weights_is_evaluated(name):
     stage, state, frozen = trained(name)

@@ -6,20 +6,34 @@ A tokenizer is a Linen module of an encoder, a codebook, a decoder and a last la
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vqjax.errors import InputError
-from vqjax.quantizers import VectorQuantizer
+from vqjax.quantizers import STATE, VectorQuantizer
 from vqjax.random_keys import split_by_name
 from vqjax.settings import check_settings
 from vqjax.tokens import Tokens
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+class ReplacedRows(NamedTuple):
+    """Rows of a parameter that a training step is to replace.
+
+    Attributes:
+        path: of the parameter.
+        rows: which.
+        vectors: by what; the other rows don't count.
+    """
+
+    path: str
+    rows: Bool[Array, "k"]
+    vectors: Float[Array, "k d"]
 
 
 class Tokenizer(nn.Module):
@@ -179,6 +193,22 @@ class Tokenizer(nn.Module):
     def codebook(self) -> Float[Array, "k d"]:
         """The vectors of all codes."""
         return self.quantizer.codes()
+
+    def replaced_codes(self, model_state: Any) -> tuple[ReplacedRows, Any] | None:
+        """The codes that are to be replaced after a training step, which alone can set parameters.
+
+        Args:
+            model_state: the model's collections but "params", after the step's forward passes.
+
+        Returns:
+            The codes, and the state without the note of them; None where none are ever replaced.
+        """
+        if not self.quantizer.notes_dead_codes:
+            return None
+        notes = model_state[STATE]["quantizer"]
+        replaced = ReplacedRows("quantizer/codebook", notes["dead"], notes["restart_at"])
+        forgotten = {**notes, "dead": jnp.zeros_like(notes["dead"])}
+        return replaced, {**model_state, STATE: {**model_state[STATE], "quantizer": forgotten}}
 
     def to_pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """The last layer alone, whose kernel the adaptive weight of an adversarial loss reads."""

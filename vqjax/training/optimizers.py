@@ -8,11 +8,12 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from vqjax import registry
 from vqjax.errors import FieldError, InputError
+from vqjax.parallel import leaf_path
 from vqjax.settings import Range, check_settings, setting
 
 # Dense, convolution and nn.Embed matrices. By name, as under a scan over layers a bias has two axes
@@ -154,6 +155,52 @@ def ema_update(
     """
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, ema, 1 - keep)
+
+
+def set_rows(
+    params: PyTree, path: str, rows: Bool[Array, "k"], vectors: Float[Array, "k ..."]
+) -> PyTree:
+    """Parameters with some rows of one of them replaced.
+
+    Args:
+        params: all of them.
+        path: of the one ("quantizer/codebook").
+        rows: along its first axis, which.
+        vectors: new values of the one; the other rows don't count.
+
+    Raises:
+        KeyError: there is no such parameter.
+    """
+    if path not in {leaf_path(at) for at, _ in jax.tree.leaves_with_path(params)}:
+        raise KeyError(path)
+    return jax.tree.map_with_path(
+        lambda at, leaf: _where_rows(rows, vectors, leaf) if leaf_path(at) == path else leaf, params
+    )
+
+
+def forget_rows(opt_state: PyTree, path: str, rows: Bool[Array, "k"]) -> PyTree:
+    """An optimizer's state in which rows of a parameter have no past: their moments are zero.
+
+    The number of steps that Adam's bias correction takes is one for all rows: the first updates of
+    those rows are up to (1 - b1) / sqrt(1 - b2) times the learning rate.
+
+    Args:
+        opt_state: of any optimizer of optax whose state holds trees as the parameters are.
+        path: of the parameter ("quantizer/codebook"), in which that of no other may end.
+        rows: along its first axis, which.
+    """
+    return jax.tree.map_with_path(
+        lambda at, leaf: (
+            _where_rows(rows, jnp.zeros_like(leaf), leaf)
+            if leaf_path(at).endswith(f"/{path}")
+            else leaf
+        ),
+        opt_state,
+    )
+
+
+def _where_rows(rows: Bool[Array, "k"], new: Array, old: Array) -> Array:
+    return jnp.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
 def accumulate(

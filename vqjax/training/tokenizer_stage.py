@@ -26,9 +26,9 @@ from vqjax.runs.build import build_stage_tokenizer
 from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary, adversarial_settings
 from vqjax.training.frechet_monitor import FrechetMonitor
-from vqjax.training.optimizers import accumulate
+from vqjax.training.optimizers import accumulate, forget_rows, set_rows
 from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, apply_gradient
-from vqjax.training.state import State
+from vqjax.training.state import Network, State
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,8 @@ class TokenizerStage(Stage):
             model, grads["model"], model_states["model"], state.step
         )
         metrics |= update_metrics
+        if self.trains_codes:
+            model = self._with_replaced_codes(model)
         if adversary:
             metrics["discriminator_gradient_norm"] = optax.tree.norm(grads["discriminator"])
             discriminator = apply_gradient(
@@ -162,6 +164,21 @@ class TokenizerStage(Stage):
                 adversary.optimizer,
             )
         return State(state.step + 1, model, discriminator), metrics
+
+    def _with_replaced_codes(self, network: Network) -> Network:
+        """A network after an update, with new codes in the place of those that are to go.
+
+        They have no past: neither in the optimizer nor in the average of the weights.
+        """
+        noted = self.model.replaced_codes(network.model_state)
+        if noted is None:
+            return network
+        (path, rows, vectors), model_state = noted
+        params, ema = (
+            None if tree is None else set_rows(tree, path, rows, vectors)
+            for tree in (network.params, network.ema)
+        )
+        return Network(params, forget_rows(network.opt_state, path, rows), ema, model_state)
 
     def _gradients(
         self,
