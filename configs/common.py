@@ -119,6 +119,7 @@ def sorted_folder(train_images: int, images: int) -> ConfigDict:
             "path": "",
             "train_range": f"0:{train_images}",
             "validation_range": f"{train_images}:{images}",
+            "split_by_content": False,
         }
     )
 

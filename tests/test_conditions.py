@@ -13,6 +13,7 @@ from vqjax.conditions import (
     NoCondition,
     condition_class,
     from_json,
+    ids_in_common,
     to_json,
 )
 from vqjax.errors import InputError
@@ -103,3 +104,14 @@ def test_an_unknown_condition_lists_the_valid_ones():
             refuse()
     with pytest.raises(InputError, match=r"^config.condition.name=None: did you mean 'none'"):
         condition_class(None)
+
+
+def test_ids_of_two_conditions_that_mean_the_same():
+    other = ClassCondition(("dog", "cow", "cat", "hen"))
+    # By our id theirs: cat, dog; the null id and that of padding come after the classes.
+    assert ids_in_common(other, CLASSES) == {0: 2, 1: 0, 3: 4, 4: 5}
+    assert ids_in_common(CLASSES, CLASSES) == {i: i for i in range(5)}
+    letters = LettersCondition(4, "abc")
+    assert ids_in_common(letters, letters) == {i: i for i in range(letters.num_ids + 2)}
+    n = letters.num_ids
+    assert ids_in_common(letters, CLASSES) == {3: n, 4: n + 1}

@@ -196,6 +196,22 @@ class ClassCondition(Condition):
 CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCondition}
 
 
+def ids_in_common(theirs: Condition, ours: Condition) -> dict[int, int]:
+    """By our id the one of another condition that means the same: class, null or padding.
+
+    All ids of equal conditions; of others those of classes of one name, the null id and that of
+    padding.
+    """
+    common = {
+        null_id(ours.num_ids): null_id(theirs.num_ids),
+        padding_id(ours.num_ids): padding_id(theirs.num_ids),
+    }
+    if ours == theirs:
+        return common | {i: i for i in range(ours.num_ids)}
+    known = {name: i for i, name in enumerate(theirs.classes)}
+    return common | {i: known[name] for i, name in enumerate(ours.classes) if name in known}
+
+
 def condition_class(name: str | None) -> type[Condition]:
     """The condition of a name.
 

@@ -15,6 +15,7 @@ from vqjax.runs.stages import (
     all_stages,
     check_weights_will_be_there,
     decoder_of,
+    source_of_start,
     stages_of,
     stages_to_train,
     tokenizer_of,
@@ -109,6 +110,9 @@ def test_weights_that_will_not_be_there_are_missed_before_any_training(tmp_path)
     config.prior.init_from = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere is not the folder of a run"):
         check_weights_will_be_there(config, workdir)
+    # A stage that goes on from its own checkpoint has what it started from.
+    (workdir / "prior" / "checkpoints" / "3").mkdir(parents=True)
+    check_weights_will_be_there(config, workdir)
     config.prior.init_from, config.tokenizer.use_from = "", str(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="elsewhere is not the folder of a run"):
         check_weights_will_be_there(config, workdir)
@@ -186,7 +190,27 @@ def test_a_stage_of_another_run(tmp_path):
     config.tokenizer.use_from, config.tokenizer.use = str(there), "best"
     found = trained_stage(config, epath.Path(here), "tokenizer")
     assert found.folder == there / "tokenizer"
+    config.tokenizer.model.quantizer.num_codes = 16
+    with pytest.raises(
+        InputError, match=r"use_from=.*: its tokenizer is another model: .*codes was 32"
+    ):
+        trained_stage(config, epath.Path(here), "tokenizer")
+    config.tokenizer.model.quantizer.num_codes = 32
     assert found.config.use == "best" and found.config.steps == 12
     write_config(config, there)
     with pytest.raises(InputError, match="that run took its tokenizer from"):
         trained_stage(config, epath.Path(here), "tokenizer")
+
+
+def test_a_stage_may_start_from_another_model_of_its_name_and_kind(tmp_path):
+    config = tiny.get_config("path=x")
+    write_config(config, tmp_path)
+    config.tokenizer.init_from = str(tmp_path)
+    config.tokenizer.model.quantizer.num_codes = 16
+    assert source_of_start(config, "tokenizer").folder == tmp_path / "tokenizer"
+    config.tokenizer.model.name = "vqgan"
+    with pytest.raises(InputError, match="its model is efficient_vqgan, here it is vqgan"):
+        source_of_start(config, "tokenizer")
+    config.tokenizer.kind = "decoder"
+    with pytest.raises(InputError, match=r"of kind 'tokenizer', this one 'decoder'"):
+        source_of_start(config, "tokenizer")

@@ -10,7 +10,7 @@ from etils import epath
 from vqjax.errors import InputError
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.stages import TrainedStage
-from vqjax.runs.weights import load_weights
+from vqjax.runs.weights import load_weights, saved_variables
 from vqjax.training.state import Network, State
 
 
@@ -48,3 +48,15 @@ def test_no_checkpoint_is_told_with_what_to_do(tmp_path):
     stage = TrainedStage("tokenizer", epath.Path(tmp_path), tiny.get_config("path=x").tokenizer)
     with pytest.raises(InputError, match=r"there is no trained tokenizer in .*use_from"):
         load_weights(stage, {"params": {}})
+
+
+def test_what_is_saved_is_told_by_path_of_the_newest_checkpoint_that_says_so(stage):
+    shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert saved_variables(stage) == {"params/kernel": shape, "codes/count": shape}
+    checkpoints = stage.folder / "checkpoints"
+    (checkpoints / "3" / "state" / "_METADATA").unlink()
+    assert set(saved_variables(stage)) == {"params/kernel", "codes/count"}
+    for step in ("1", "2"):
+        (checkpoints / step / "state" / "_METADATA").unlink()
+    with pytest.raises(InputError, match="there is no trained tokenizer"):
+        saved_variables(stage)

@@ -14,7 +14,7 @@ from vqjax.errors import InputError
 from vqjax.generation.run import Run
 from vqjax.parallel import placed
 from vqjax.pixels import to_float
-from vqjax.runs.workdir import write_condition, write_config
+from vqjax.random_keys import random_key
 from vqjax.tokenizers import TOKENIZERS
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
 from vqjax.training import loop
@@ -45,10 +45,8 @@ def images(count=8):
 
 
 def start_of(stage):
-    """The state before the first step, as the loop makes it."""
-    shapes = loop.abstract_state(stage, tiny.one_device())
-    state = jax.jit(stage.init)(jax.random.key(0))
-    return loop.started_from(state, stage.load_start({"params": shapes.model.params}))
+    """The state before the first step."""
+    return loop.first_state(stage, tiny.one_device())
 
 
 def test_its_state_holds_the_decoder_alone(run):
@@ -135,7 +133,8 @@ def test_a_larger_decoder_starts_from_the_layers_that_both_have(run, monkeypatch
     config.decoder.model.name = "longer_tail"
     stage = tiny.make_stage(config, "decoder", workdir)
     frozen_of(stage)
-    fresh = jax.jit(stage.init)(jax.random.key(0)).model.params
+    key = random_key(config.seed, "decoder/init", 0)
+    fresh = jax.jit(stage.init)(key).model.params
     params = start_of(stage).model.params
     finished = tiny.finished_run()
     theirs = tiny.final_state(finished.config, "tokenizer", finished.workdir).model.ema
@@ -143,26 +142,6 @@ def test_a_larger_decoder_starts_from_the_layers_that_both_have(run, monkeypatch
     for name, value in params.items():
         source = fresh if name == "enhancement" else theirs
         jax.tree.map(np.testing.assert_array_equal, value, source[name])
-
-
-@pytest.mark.parametrize("name", ["tokenizer", pytest.param("prior", marks=pytest.mark.slow)])
-def test_fine_tuning_starts_from_the_weights_of_another_run(name, tmp_path):
-    finished = tiny.finished_run()
-    config = finished.config.copy_and_resolve_references()
-    config[name].init_from = str(finished.workdir)
-    write_config(config, tmp_path)
-    write_condition(tmp_path, tiny.CONDITION)
-    stage = tiny.make_stage(config, name, tmp_path)
-    shapes = loop.abstract_state(stage, tiny.one_device())
-    wanted = {"params": shapes.model.params, **shapes.model.model_state}
-    start = loop.started_from(jax.jit(stage.init)(jax.random.key(0)), stage.load_start(wanted))
-    assert int(start.step) == 0
-    trained = tiny.final_state(finished.config, name, finished.workdir).model
-    jax.tree.map(np.testing.assert_array_equal, start.model.params, trained.ema)
-    jax.tree.map(np.testing.assert_array_equal, start.model.ema, trained.ema)
-    jax.tree.map(np.testing.assert_array_equal, start.model.model_state, trained.model_state)
-    # The optimizer begins anew.
-    assert not any(np.any(x) for x in jax.tree.leaves(start.model.opt_state))
 
 
 def test_a_codebook_loss_has_nothing_to_train(run):

@@ -73,7 +73,7 @@ def main() -> None:
     for name in names:
         if name not in stages:
             stages[name] = build_stage(config, name, workdir, condition)
-        abstract_state(stages[name], mesh)
+        stages[name].check_start(abstract_state(stages[name], mesh).model.variables)
         process_rows(mesh, stages[name].settings.batch_size)
     if traced and all(traced.start > stage.settings.steps for stage in stages.values()):
         raise InputError(

@@ -159,6 +159,29 @@ class Checkpointer:
         """
         return self._restore(abstract_part, which, partial=True)
 
+    def saved_shapes(self, which: Which = "last") -> dict[str, jax.ShapeDtypeStruct] | None:
+        """What there is in the checkpoint that `restore` tries first, by its path in the state.
+
+        One whose list of arrays is damaged is passed over.
+
+        Args:
+            which: as for `restore`.
+
+        Returns:
+            None if nothing was ever saved, or nothing can be read.
+        """
+        self.wait()
+        for step in self._candidates(which):
+            try:
+                saved = self._saved(step)
+            # Damage shows as anything from a KeyError to a bare Exception.
+            except Exception:
+                continue
+            return {
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.items()
+            }
+        return None
+
     def wait(self) -> None:
         """Blocks until everything is written.
 
@@ -210,9 +233,7 @@ class Checkpointer:
         return candidates
 
     def _read(self, step: int, abstract: PyTree[jax.ShapeDtypeStruct], partial: bool) -> PyTree:
-        folder = self._folder / str(step) / _STATE
-        handler = ocp.PyTreeCheckpointHandler()
-        saved = _named_leaves(handler.metadata(folder).tree)
+        saved = self._saved(step)
         wanted = _named_leaves(abstract)
         differences = _differences(saved, wanted, partial)
         if differences:
@@ -224,8 +245,8 @@ class Checkpointer:
                 "or another workdir"
             )
         target = _nested({name: _placed(leaf) for name, leaf in wanted.items()})
-        restored = handler.restore(
-            folder,
+        restored = ocp.PyTreeCheckpointHandler().restore(
+            self._folder / str(step) / _STATE,
             args=ocp.args.PyTreeRestore(
                 target,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -234,6 +255,11 @@ class Checkpointer:
         )
         leaves = _named_leaves(restored)
         return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        """Metadata of a step's arrays by path."""
+        folder = self._folder / str(step) / _STATE
+        return _named_leaves(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
         if not damaged:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vqjax import registry
 from vqjax.errors import FieldError, InputError, did_you_mean
 from vqjax.files import open_path
+from vqjax.runs.checkpoints import saved_steps
 from vqjax.runs.workdir import COMPUTE, differences, read_config
 from vqjax.settings import Range, check_settings, setting
 
@@ -156,17 +157,21 @@ def check_weights_will_be_there(config: ConfigDict, workdir: epath.Path) -> None
 
     Raises:
         InputError: a stage that is neither trained before it nor elsewhere already, or as
-            `trained_stage` and `stage_of_run`.
+            `trained_stage` and `source_of_start`.
     """
     done: list[str] = []
     for name in stages_to_train(config):
-        source = config[name].init_from
-        if source:
-            check_trained(stage_of_run(config, name, "init_from", source))
+        if config[name].init_from and is_to_start(workdir, name):
+            check_trained(source_of_start(config, name))
         for needed in (tokenizer_of(config, name), decoder_of(config, name)):
             if needed != name and needed not in done:
                 check_trained(trained_stage(config, workdir, needed))
         done.append(name)
+
+
+def is_to_start(workdir: epath.Path, stage: str) -> bool:
+    """True if a stage has no checkpoint to go on from: it needs what it starts from."""
+    return not saved_steps(workdir / stage / "checkpoints")
 
 
 def check_trained(stage: TrainedStage) -> None:
@@ -222,49 +227,68 @@ def trained_stage(config: ConfigDict, workdir: epath.Path, stage: str) -> Traine
     """A stage of this workdir, or of the run that `use_from` names.
 
     Raises:
-        InputError: `use_from` is not the folder of a run, or its stage has another model.
+        InputError: as `stage_of_run`, or its stage has another model.
     """
     source = config[stage].use_from
     if not source:
         return TrainedStage(stage, workdir / stage, config[stage])
-    found = stage_of_run(config, stage, "use_from", source)
+    found = stage_of_run(config, stage, "use_from")
+    differing = model_differences(found, config[stage])
+    if differing:
+        raise InputError(
+            f"config.{stage}.use_from={source}: its {stage} is another model:"
+            f" {'; '.join(differing)}; set these as they were, or train one here"
+        )
     settings = found.config.copy_and_resolve_references()
     settings.use = config[stage].use
     return dataclasses.replace(found, config=settings)
 
 
-def stage_of_run(config: ConfigDict, stage: str, setting: str, workdir: str) -> TrainedStage:
-    """The stage of the same name of another run, whose model has to be the same.
-
-    Args:
-        config: of this run.
-        stage: name.
-        setting: that names the other run, "use_from" or "init_from".
-        workdir: the other run's.
+def source_of_start(config: ConfigDict, stage: str) -> TrainedStage:
+    """The stage of the run that `init_from` names; the settings of its model may be others.
 
     Raises:
-        InputError: it is no run, has no such stage, takes it from a third run, or has another
-            model.
+        InputError: as `stage_of_run`, or its stage has a model of another name.
     """
-    named = f"config.{stage}.{setting}={workdir}"
-    folder = open_path(workdir, f"config.{stage}.{setting}")
+    found = stage_of_run(config, stage, "init_from")
+    theirs, ours = found.config.model.name, config[stage].model.name
+    if theirs != ours:
+        raise InputError(
+            f"config.{stage}.init_from={config[stage].init_from}: its model is {theirs}, here it is"
+            f" {ours}; set config.{stage}.model.name={theirs}, or leave init_from out"
+        )
+    return found
+
+
+def stage_of_run(
+    config: ConfigDict, stage: str, setting: Literal["use_from", "init_from"]
+) -> TrainedStage:
+    """The stage of the same name and kind of the run that a setting of a stage names.
+
+    Raises:
+        InputError: it is no run, has no such stage, or takes it from a third run.
+    """
+    named = f"config.{stage}.{setting}={config[stage][setting]}"
+    folder = open_path(config[stage][setting], f"config.{stage}.{setting}")
     theirs = read_config(folder)
     if stage not in all_stages(theirs):
         raise InputError(f"{named}: that run has no stage {stage}")
     settings = theirs[stage]
+    if settings.kind != config[stage].kind:
+        raise InputError(
+            f"{named}: its {stage} is of kind {settings.kind!r}, this one {config[stage].kind!r}"
+        )
     if settings.use_from:
         raise InputError(
             f"{named}: that run took its {stage} from {settings.use_from}; name that workdir"
         )
-    differing = differences(
-        _as_json(settings.model), _as_json(config[stage].model), f"{stage}.model.", COMPUTE
-    )
-    if differing:
-        raise InputError(
-            f"{named}: its {stage} is another model: {'; '.join(differing)};"
-            " set these as they were, or train one here"
-        )
     return TrainedStage(stage, folder / stage, settings)
+
+
+def model_differences(stage: TrainedStage, config: ConfigDict) -> list[str]:
+    """What a stage's model computes otherwise than that of another sub-config, in words."""
+    theirs, ours = (_as_json(settings.model) for settings in (stage.config, config))
+    return differences(theirs, ours, f"{stage.name}.model.", COMPUTE)
 
 
 def _as_json(config: ConfigDict) -> Any:

@@ -78,15 +78,8 @@ def load_weights(stage: TrainedStage, shapes: Variables) -> tuple[Variables, int
     Raises:
         InputError: there is no checkpoint, or it is of another model.
     """
-    check_trained(stage)
     folder, settings = stage.folder, stage.settings
-    checkpointer = Checkpointer(
-        folder / "checkpoints",
-        best_metric=settings.best_metric or None,
-        best_mode=settings.best_mode,
-        read_only=True,
-    )
-    weights = "ema" if settings.ema_decay else "params"
+    checkpointer, weights = _open(stage)
     wanted = {key: value for key, value in shapes.items() if key != "params"}
     found = checkpointer.restore_partial(
         {"model": {weights: shapes["params"], "model_state": wanted}}, which=settings.use
@@ -102,3 +95,36 @@ def load_weights(stage: TrainedStage, shapes: Variables) -> tuple[Variables, int
     network, step = found[0]["model"], found[1]
     log.info("%s: weights of step %d (%s, %s)", stage.name, step, settings.use, weights)
     return {"params": network[weights], **network["model_state"]}, step
+
+
+def saved_variables(stage: TrainedStage) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of all variables that `load_weights` may be asked for, by path ("params/...").
+
+    Raises:
+        InputError: there is no checkpoint.
+    """
+    checkpointer, weights = _open(stage)
+    saved = checkpointer.saved_shapes(stage.settings.use)
+    checkpointer.close()
+    if saved is None:
+        raise untrained(stage)
+    names = {f"model/{weights}/": "params/", "model/model_state/": ""}
+    return {
+        name + path.removeprefix(prefix): leaf
+        for prefix, name in names.items()
+        for path, leaf in saved.items()
+        if path.startswith(prefix)
+    }
+
+
+def _open(stage: TrainedStage) -> tuple[Checkpointer, str]:
+    """A stage's checkpoints, and which of its weights are used: "ema" or "params"."""
+    check_trained(stage)
+    settings = stage.settings
+    checkpointer = Checkpointer(
+        stage.folder / "checkpoints",
+        best_metric=settings.best_metric or None,
+        best_mode=settings.best_mode,
+        read_only=True,
+    )
+    return checkpointer, "ema" if settings.ema_decay else "params"

@@ -5,15 +5,12 @@ Source: paper 001, section 3.4 (phase 2 of SeQ-GAN).
 
 from typing import Any
 
-import jax
 from etils import epath
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from vqjax.errors import InputError
-from vqjax.parallel import placed
-from vqjax.runs.build import build_stage_tokenizer
-from vqjax.runs.stages import tokenizer_of, trained_stage
+from vqjax.runs.stages import TrainedStage, tokenizer_of, trained_stage
 from vqjax.runs.weights import load_weights, split_decoder
 from vqjax.tokenizers.base import tokenizer_shapes
 from vqjax.training.tokenizer_stage import TokenizerStage
@@ -48,16 +45,10 @@ class DecoderStage(TokenizerStage):
         decoder, _ = split_decoder(self.model, super().init_variables(key))
         return {"params": decoder}
 
-    def load_start(self, shapes: Any) -> Any:
-        """The decoder of the run that `init_from` names, or else of the tokenizer."""
-        if self.settings.init_from:
-            return super().load_start(shapes)
-        model = build_stage_tokenizer(self.run_config, self.tokenizer)
-        theirs = tokenizer_shapes(model, self.image_shape[0])
-        decoder, _ = split_decoder(model, theirs)
-        mesh = jax.tree.leaves(shapes)[0].sharding.mesh
-        source = trained_stage(self.run_config, self.workdir, self.tokenizer)
-        return load_weights(source, {"params": placed(decoder, mesh)})[0]
+    def source_of_start(self) -> TrainedStage:
+        """The stage of the run that `init_from` names, or else the tokenizer."""
+        own = trained_stage(self.run_config, self.workdir, self.tokenizer)
+        return super().source_of_start() or own
 
     def frozen_shapes(self) -> Any:
         """Shapes of the nets of the losses, and of encoder and codebook ("codes")."""

@@ -118,7 +118,7 @@ def train_stage(
         checkpointer.close()
         return
     if restored is None:
-        state, start = _first_state(stage, shapes), 0
+        state, start = first_state(stage, mesh), 0
     else:
         state, start = restored
         log.info("%s: going on from step %d", stage.name, start)
@@ -216,13 +216,12 @@ def train_stage(
     log.info("%s: steps %d to %d took %.0f s", stage.name, start, settings.steps, seconds)
 
 
-def _first_state(stage: Stage, shapes: State) -> State:
+def first_state(stage: Stage, mesh: Mesh) -> State:
     """The state before the first step: fresh, but for the weights that it starts from."""
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(stage, mesh))
     key = random_key(stage.seed, f"{stage.name}/init", 0)
     state = jax.jit(stage.init, out_shardings=shardings)(key)
-    variables = {"params": shapes.model.params, **shapes.model.model_state}
-    return started_from(state, stage.load_start(variables))
+    return started_from(state, stage.load_start(state.model.variables))
 
 
 def _finite(

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,12 +16,22 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import registry
+from vqjax.conditions import Condition, NoCondition
 from vqjax.errors import InputError
-from vqjax.runs.stages import stage_of_run, stage_settings
-from vqjax.runs.weights import load_weights
+from vqjax.runs.stages import (
+    TrainedStage,
+    is_to_start,
+    model_differences,
+    source_of_start,
+    stage_settings,
+)
+from vqjax.runs.workdir import read_condition
 from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import ema_update, make_optimizer
+from vqjax.training.start import Rule, Start, codebook_rule, condition_rule, plan_start
 from vqjax.training.state import Network, State
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, Float[Array, ""]]
 Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
@@ -41,7 +52,10 @@ class Stage(abc.ABC):
         seed: of the run.
         optimizer: optax transformation.
         schedule: learning rate of a step.
+        condition: that a prior is told; none for the other kinds.
     """
+
+    condition: Condition = NoCondition()
 
     def __init__(self, name: str, config: ConfigDict, workdir: epath.Path):
         """Takes the stage's name, the run's config and its folder.
@@ -108,22 +122,55 @@ class Stage(abc.ABC):
             to_devices: makes global arrays on the devices of a tree of them.
         """
 
-    def load_start(self, shapes: Any) -> Any:
-        """The variables to start from in the place of fresh ones, from `init_from`; {} for none.
-
-        Args:
-            shapes: of `init_variables`, with a sharding at every leaf. A kind of stage may give
-                some of them.
+    def source_of_start(self) -> TrainedStage | None:
+        """The stage whose weights this one starts from: that of `init_from`; None for none.
 
         Raises:
-            InputError: they cannot be found.
+            InputError: there is no such stage, or it is of another kind of model.
         """
-        source = self.settings.init_from
-        if not source:
-            return {}
-        stage = stage_of_run(self.run_config, self.name, "init_from", source)
-        variables, _ = load_weights(stage, shapes)
-        return variables
+        return source_of_start(self.run_config, self.name) if self.settings.init_from else None
+
+    def check_start(self, variables: Any) -> None:
+        """Checks before any stage is trained that this one can start from what `init_from` names.
+
+        Args:
+            variables: shapes of `init_variables`.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.settings.init_from and is_to_start(self.workdir, self.name):
+            self._plan_start(variables)
+
+    def load_start(self, fresh: Any) -> Any:
+        """The variables before the first step: fresh ones, or what is taken of trained ones.
+
+        Logs what is taken and what is not.
+
+        Args:
+            fresh: variables of `init_variables`, on a mesh.
+
+        Raises:
+            InputError: as `source_of_start`; nothing of the source fits.
+        """
+        start = self._plan_start(fresh)
+        if start is None:
+            return fresh
+        differing = model_differences(start.source, self.run_config[self.name])
+        if differing:
+            log.info("%s: another model than its source: %s", self.name, "; ".join(differing))
+        for line in start.lines():
+            log.info("%s: %s", self.name, line)
+        return start.load(fresh)
+
+    def _plan_start(self, variables: Any) -> Start | None:
+        source = self.source_of_start()
+        if source is None:
+            return None
+        rules: list[Rule] = [codebook_rule]
+        if source.settings.kind == "prior":
+            rules.append(condition_rule(self.condition, read_condition(source.folder.parent)))
+        return plan_start(source, variables, rules, self.name)
 
     def phase(self, step: int) -> int:
         """The phase of training after `step` steps, from 0; each has a program of its own."""
@@ -187,29 +234,10 @@ def apply_gradient(
 
 
 def started_from(state: State, variables: Mapping[str, Any]) -> State:
-    """A state whose model begins with given variables; those that are not given stay.
-
-    Args:
-        state: before the first step.
-        variables: {"params": ..., **collections}, or a part of these trees.
-    """
-    network = state.model
-    params = _overlaid(network.params, variables.get("params", {}))
-    collections = {
-        name: _overlaid(value, variables.get(name, {}))
-        for name, value in network.model_state.items()
-    }
+    """A state whose model begins with given variables, {"params": ..., **collections}."""
+    model_state = dict(variables)
+    params = model_state.pop("params")
     # No leaf of the state shares its memory with another.
-    ema = None if network.ema is None else jax.tree.map(jnp.copy, params)
-    model = dataclasses.replace(network, params=params, ema=ema, model_state=collections)
+    ema = None if state.model.ema is None else jax.tree.map(jnp.copy, params)
+    model = dataclasses.replace(state.model, params=params, ema=ema, model_state=model_state)
     return dataclasses.replace(state, model=model)
-
-
-def _overlaid(tree: Any, given: Any) -> Any:
-    """A tree of dicts with the leaves of another one where that has them in the same shape."""
-    if not isinstance(tree, Mapping):
-        return given if given.shape == tree.shape else tree
-    return {
-        name: _overlaid(value, given[name]) if name in given else value
-        for name, value in tree.items()
-    }

@@ -26,6 +26,11 @@ class Network:
         """The parameters to evaluate and sample with: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What is trained, not averaged: {"params": ..., **collections}."""
+        return {"params": self.params, **self.model_state}
+
 
 @flax.struct.dataclass
 class State:
