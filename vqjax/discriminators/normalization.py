@@ -8,10 +8,9 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from vqjax.nn.convolutional import convolve
+from vqjax.nn.convolve import convolve
 
 # Statistics of the whole batch, also of one that is sharded in a jitted function, in two passes:
 # the difference of squares loses digits.
@@ -66,8 +65,7 @@ class SpectralConvolution(nn.Module):
         if train and not self.is_initializing():
             left.value = new_left
         kernel = kernel / (right @ matrix @ new_left)
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        return convolve(x, kernel, self.stride, self.padding)
+        return convolve(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
 
 
 def _unit(vector: Float[Array, "n"]) -> Float[Array, "n"]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from vqjax.errors import InputError
+from vqjax.nn.convolutional import Convolution
 from vqjax.quantizers import STATE, VectorQuantizer
 from vqjax.random_keys import split_by_name
 from vqjax.settings import check_settings
@@ -112,7 +113,7 @@ class Tokenizer(nn.Module):
 
         It has a "kernel", and computes in float32, whatever the rest computes in.
         """
-        return nn.Conv(3, (3, 3), dtype=jnp.float32)
+        return Convolution(3, 3, padding=1, dtype=jnp.float32)
 
     def setup(self) -> None:
         """Builds the networks, and the last layer under its name."""

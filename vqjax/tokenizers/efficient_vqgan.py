@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
+from vqjax.nn.convolutional import Convolution
 from vqjax.nn.linear import Dense
 from vqjax.nn.windows import PatchExpanding, PatchMerging, SwinStage
 from vqjax.settings import Range, setting
@@ -104,7 +105,8 @@ class Decoder(nn.Module):
         halvings = int(math.log2(self.patch_size)) - 1
         patch_widths = [max(self.widths[0] // 2**i, 16) for i in range(1, halvings + 1)]
         self.expand_patch = [PatchExpanding(width, self.dtype) for width in patch_widths]
-        self.tail_conv = nn.Conv([self.widths[0], *patch_widths][-1], (3, 3), dtype=self.dtype)
+        last_width = [self.widths[0], *patch_widths][-1]
+        self.tail_conv = Convolution(last_width, 3, padding=1, dtype=self.dtype)
         self.tail_norm = nn.LayerNorm(dtype=self.dtype)
 
     def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:

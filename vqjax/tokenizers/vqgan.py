@@ -13,7 +13,13 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vqjax.errors import InputError, check_fields
-from vqjax.nn.convolutional import Downsampling, Normalization, ResidualStage, Upsampling
+from vqjax.nn.convolutional import (
+    Convolution,
+    Downsampling,
+    Normalization,
+    ResidualStage,
+    Upsampling,
+)
 from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
 
@@ -36,7 +42,7 @@ class Encoder(nn.Module):
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
         """Latents, before quantization."""
         shared: dict[str, Any] = {"remat": self.remat, "dtype": self.dtype}
-        x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="from_pixels")(images)
+        x = Convolution(self.widths[0], 3, padding=1, dtype=self.dtype, name="from_pixels")(images)
         for i, width in enumerate(self.widths):
             if i > 0:
                 x = Downsampling(self.dtype, name=f"downsampling_{i}")(x)
@@ -45,8 +51,8 @@ class Encoder(nn.Module):
         x = ResidualStage(1, width, True, **shared, name="middle_0")(x)
         x = ResidualStage(1, width, False, **shared, name="middle_1")(x)
         x = nn.swish(Normalization(self.dtype, name="norm")(x))
-        x = nn.Conv(self.latent_width, (3, 3), dtype=self.dtype, name="to_latent")(x)
-        return nn.Conv(self.code_dim, (1, 1), dtype=self.dtype, name="to_code")(x)
+        x = Convolution(self.latent_width, 3, padding=1, dtype=self.dtype, name="to_latent")(x)
+        return Convolution(self.code_dim, 1, dtype=self.dtype, name="to_code")(x)
 
 
 class Decoder(nn.Module):
@@ -66,8 +72,8 @@ class Decoder(nn.Module):
     def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
         """Features of the pixels, which one more convolution turns into colours."""
         shared: dict[str, Any] = {"remat": self.remat, "dtype": self.dtype}
-        x = nn.Conv(self.latent_width, (1, 1), dtype=self.dtype, name="from_code")(z_q)
-        x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="from_latent")(x)
+        x = Convolution(self.latent_width, 1, dtype=self.dtype, name="from_code")(z_q)
+        x = Convolution(self.widths[-1], 3, padding=1, dtype=self.dtype, name="from_latent")(x)
         x = ResidualStage(1, self.widths[-1], True, **shared, name="middle_0")(x)
         x = ResidualStage(1, self.widths[-1], False, **shared, name="middle_1")(x)
         for i, width in reversed(list(enumerate(self.widths))):
