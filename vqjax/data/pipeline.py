@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -94,22 +94,101 @@ def train_batches(
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
     """
+    read, augment = _Read(source, settings.on_broken), _Augment(condition, settings)
+    return shuffled_batches(
+        len(source),
+        read,
+        augment,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        share=share,
+        workers=settings.workers,
+    )
+
+
+def shuffled_batches(
+    count: int,
+    read: Callable[[int], Any],
+    draw: Callable[[Any, np.random.Generator], dict[str, Any]],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    share: Share = WHOLE,
+    workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """What `train_batches` says of the batches, of whatever is read and drawn.
+
+    Args:
+        count: elements of the set.
+        read: gives an element by its index.
+        draw: gives a row of a batch, by name, of an element and random numbers of its own; its
+            arrays are stacked, and under "broken" are messages to be logged.
+        batch_size: rows of all processes together.
+        seed: of the shuffle and the draws, in [0, 2**32).
+        start_step: step of the first batch.
+        share: of this process.
+        workers: processes that read and draw; 0 for threads of this one.
+
+    Raises:
+        InputError: arguments out of range.
+    """
     local = _local_batch_size(batch_size, share)
     if not 0 <= seed < 2**32:
         raise InputError(f"config.seed={seed}: give a seed from 0 to {2**32 - 1}")
+    # grain seeds what is drawn by its place in this chain, which is so the same for images and for
+    # their tokens: these get the views that the images would get.
+    elements = grain.MapDataset.range(count).seed(seed).shuffle().repeat().map(read)
+    batch = _TrainBatch(elements.random_map(draw), batch_size, share.index * local, local)
+    steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch)
+    return _deliver(steps, workers)
 
-    elements = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map(_Read(source, settings.on_broken))
-        .random_map(_Augment(condition, settings))
-    )
-    batch = _TrainBatch(elements, batch_size, share.index * local, local)
-    return _deliver(
-        grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch), settings.workers
-    )
+
+def enumerated_views(settings: DataSettings) -> int | None:
+    """How many pictures crop and flip can make of an image; None where they cannot be counted."""
+    if settings.crop == "random":
+        return None
+    return 2 if settings.flip else 1
+
+
+def view_batches(
+    source: Source,
+    settings: DataSettings,
+    indices: Sequence[int],
+    *,
+    views: int,
+    seed: int,
+    batch_size: int,
+    share: Share = WHOLE,
+) -> Generator[dict[str, Any], None, None]:
+    """Several views of each of some images, once, in the order of their indices.
+
+    A view is what training sees of an image in one epoch: where all of them can be enumerated,
+    the mirrored one and the other; else one that is drawn by the seed, the index and its number.
+
+    Args:
+        source: the images.
+        settings: how the images are read.
+        indices: of the images.
+        views: of each image; where they can be enumerated, that many.
+        seed: of the views that are drawn.
+        batch_size: images of all processes together.
+        share: of this process.
+
+    Yields:
+        {"image": uint8 [b, views, resolution, resolution, 3], "label": int32 [b], "index": int32
+        [b], "captions": b tuples of texts} with b the local batch, the last one padded with repeats
+        of the last image. "index" is of the image that was read, another one for a broken image.
+
+    Raises:
+        InputError: arguments out of range; from the iterator, a broken image.
+    """
+    local = _local_batch_size(batch_size, share)
+    read = _ReadViews(_Read(source, settings.on_broken), settings, views, seed)
+    batch = _ViewBatch(read, indices, batch_size, share.index * local, local)
+    batches = -(-len(indices) // batch_size)
+    return _deliver(grain.MapDataset.range(batches).map(batch), settings.workers)
 
 
 def evaluation_batches(
@@ -155,8 +234,8 @@ def evaluation_batches(
     return _deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
 
 
-# An example, and under "broken" the messages of the broken images that it stands in for; then its
-# image at the resolution of a batch, its condition and its label.
+# An example, its index, and under "broken" the messages of the broken images that it stands in for;
+# then its image at the resolution of a batch, its condition and its label.
 _Element = dict[str, Any]
 
 
@@ -177,7 +256,7 @@ class _Read:
                     raise
                 broken.append(str(error))
             else:
-                return {**example, "broken": broken}
+                return {**example, "index": (index + offset) % count, "broken": broken}
         raise InputError(f"none of the {count} images can be read; the first: {broken[0]}")
 
 
@@ -187,14 +266,36 @@ class _Augment:
     settings: DataSettings
 
     def __call__(self, element: _Element, rng: np.random.Generator) -> _Element:
-        image, settings = element["image"], self.settings
-        if settings.crop == "random":
-            image = random_crop(image, settings.resolution, rng, settings.min_scale)
-        else:
-            image = center_crop(image, settings.resolution)
-        if settings.flip:
-            image = random_flip(image, rng)
+        image = _augmented(element["image"], self.settings, rng)
         return _row(element, image, self.condition.encode(element, rng))
+
+
+def _augmented(image: np.ndarray, settings: DataSettings, rng: np.random.Generator) -> np.ndarray:
+    """An image as an epoch sees it."""
+    if settings.crop == "random":
+        image = random_crop(image, settings.resolution, rng, settings.min_scale)
+    else:
+        image = center_crop(image, settings.resolution)
+    return random_flip(image, rng) if settings.flip else image
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadViews:
+    read: _Read
+    settings: DataSettings
+    views: int
+    seed: int
+
+    def __call__(self, index: int) -> _Element:
+        element = self.read(index)
+        if enumerated_views(self.settings) is None:
+            rngs = (np.random.default_rng((self.seed, index, view)) for view in range(self.views))
+            views = [_augmented(element["image"], self.settings, rng) for rng in rngs]
+        else:
+            image = center_crop(element["image"], self.settings.resolution)
+            # In the order in which `drawn_view` numbers them.
+            views = [image[:, ::-1], image] if self.settings.flip else [image]
+        return {**element, "image": np.stack(views)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,12 +354,37 @@ class _EvaluationBatch:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _ViewBatch:
+    read: _ReadViews
+    indices: Sequence[int]
+    batch_size: int
+    offset: int
+    local: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        first = step * self.batch_size + self.offset
+        last = len(self.indices) - 1
+        places = [min(place, last) for place in range(first, first + self.local)]
+        rows = {place: self.read(self.indices[place]) for place in set(places)}
+        chosen = [rows[place] for place in places]
+        return {
+            "image": np.stack([row["image"] for row in chosen]),
+            "label": np.array([row["label"] for row in chosen], np.int32),
+            "index": np.array([row["index"] for row in chosen], np.int32),
+            "captions": [row["captions"] for row in chosen],
+            "broken": _broken(chosen),
+        }
+
+
 def _stack(elements: list[_Element]) -> dict[str, Any]:
-    return {
-        "image": np.stack([element["image"] for element in elements]),
-        "condition": np.stack([element["condition"] for element in elements]),
-        "broken": [message for element in elements for message in element["broken"]],
-    }
+    names = [name for name, value in elements[0].items() if isinstance(value, np.ndarray)]
+    arrays = {name: np.stack([element[name] for element in elements]) for name in names}
+    return {**arrays, "broken": _broken(elements)}
+
+
+def _broken(elements: list[_Element]) -> list[str]:
+    return [message for element in elements for message in element["broken"]]
 
 
 def _deliver(steps: grain.MapDataset, workers: int) -> Generator[Batch, None, None]:
