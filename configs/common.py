@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax.data import DataSettings
+from vqjax.data.token_sets import TokenSettings
 from vqjax.errors import InputError, did_you_mean
 from vqjax.losses.reconstruction import LossWeights
 from vqjax.runs.sampling import GenerationSettings
@@ -100,6 +101,7 @@ def prior_stage(name: str) -> ConfigDict:
     stage = _stage("prior")
     stage.tokenizer = "tokenizer"  # the stage whose codes it models
     stage.model = ConfigDict({"name": name})
+    stage.data = defaults_of(TokenSettings)
     stage.best_mode = "min"
     return stage
 

@@ -23,8 +23,8 @@ from vqjax.runs.build import data_settings
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.workdir import write_condition, write_config
 from vqjax.training import loop
-from vqjax.training.loop import TrainingData, abstract_state, train_stage
-from vqjax.training.stage import Stage
+from vqjax.training.loop import abstract_state, train_stage
+from vqjax.training.stage import Stage, TrainingData
 from vqjax.training.stage_kinds import build_stage
 from vqjax.training.state import State
 

@@ -80,7 +80,8 @@ class Condition(abc.ABC):
         """The ids of an example of a data source, int32.
 
         Args:
-            example: of the source.
+            example: of the source; without its image where tokens that were made before are trained
+                on.
             rng: for a choice among several texts of an image; None gives the same one each time.
         """
 

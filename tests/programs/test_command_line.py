@@ -90,6 +90,7 @@ def train_error(capsys, workdir, *args, status=2):
             ["--config.prior.batch_size=12"],
             "a batch of 12 does not divide over mesh data 8 x fsdp 1",
         ),
+        (["--config.prior.data.in_memory=-1"], "config.prior.data.in_memory=-1: 0 or more is need"),
         (["--config.prior.microbatches=5"], "does not divide into microbatches=5"),
         (["--num_processes=2"], "give all three to every process"),
         (["--coordinater=x"], "coordinater"),
@@ -185,7 +186,12 @@ def test_settings_that_may_change(run, config_flag, no_training):
         "stages=prior",
     ]
     free += [f"prior.{key}=7" for key in ("log_every", "eval_every", "eval_images")]
-    free += ["prior.checkpoint_every=7", "prior.keep_checkpoints=7", "prior.use=best"]
+    free += [
+        "prior.data.in_memory=7",
+        "prior.checkpoint_every=7",
+        "prior.keep_checkpoints=7",
+        "prior.use=best",
+    ]
     with pytest.raises(Trained):
         command_runs.call(
             "train", config_flag, f"--workdir={run}", *(f"--config.{x}" for x in free)
@@ -231,6 +237,14 @@ def test_unreadable_config_in_workdir(capsys, run, config_flag):
     (run / "config.json").write_text("{")
     assert "config.json is not valid JSON" in train_error(capsys, run, config_flag)
     assert "config.json is not valid JSON" in error(capsys, "sample", f"--workdir={run}")
+
+
+def test_tokens_that_are_not_there(capsys, tmp_path, config_flag):
+    """Before the tokenizer is trained, whose tokens they should be."""
+    flag = "--config.prior.data.tokens=/nowhere"
+    message = train_error(capsys, tmp_path / "run", config_flag, flag)
+    assert message.startswith("error: config.prior.data.tokens=/nowhere: there is no tokens.json")
+    assert not (tmp_path / "run").exists()
 
 
 def test_prior_without_a_tokenizer(capsys, tmp_path, config_flag):

@@ -11,6 +11,7 @@ from vqjax.errors import did_you_mean
 
 COMMANDS = {
     "train": "train the stages of a config in a workdir, or go on with it",
+    "tokenize": "write the tokens of a data set once, for a prior to be trained on",
     "sample": "draw images from a finished run, or edit an image with it",
     "evaluate": "measure a run, or images of whoever made them, by a recorded protocol",
     "report": "write one HTML page of a run",

@@ -22,8 +22,9 @@ from vqjax.runs.record import record_start
 from vqjax.runs.stages import check_weights_will_be_there, stages_to_train
 from vqjax.runs.workdir import check_condition, check_workdir, write_condition, write_config
 from vqjax.training.console import setup_logging
-from vqjax.training.loop import TrainingData, abstract_state, train_stage
+from vqjax.training.loop import abstract_state, train_stage
 from vqjax.training.profile import parse_steps
+from vqjax.training.stage import TrainingData
 from vqjax.training.stage_kinds import build_stage
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -70,9 +71,11 @@ def main() -> None:
     condition = build_condition(config, train_source)
     if not ACCEPT.value:
         check_condition(condition, workdir)
+    data = TrainingData(settings, train_source, validation_source, condition)
     for name in names:
         if name not in stages:
             stages[name] = build_stage(config, name, workdir, condition)
+        stages[name].check_data(data)
         stages[name].check_start(abstract_state(stages[name], mesh).model.variables)
         process_rows(mesh, stages[name].settings.batch_size)
     if traced and all(traced.start > stage.settings.steps for stage in stages.values()):
@@ -91,6 +94,5 @@ def main() -> None:
         write_config(config, workdir)
         write_condition(workdir, condition)
         record_start(workdir)
-    data = TrainingData(settings, train_source, validation_source, condition)
     for name in names:
         train_stage(stages[name], data, mesh, workdir / name, config.profile)

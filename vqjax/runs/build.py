@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from vqjax import registry
 from vqjax.conditions import Condition, DescribedSource, condition_class
 from vqjax.data import DataSettings
+from vqjax.data.token_sets import TokenSettings
 from vqjax.errors import FieldError, InputError, did_you_mean
 from vqjax.priors import Prior, build_prior
 from vqjax.runs.sampling import GenerationSettings, Sampling
@@ -50,6 +51,10 @@ def check_config(config: ConfigDict) -> None:
     for name in stages:
         _fill_in(config[name], stage_settings(name, config[name]))
         if config[name].kind == "prior":
+            tokens = token_settings(config, name)
+            with config[name].unlocked():
+                config[name].data = config[name].get("data", ConfigDict())
+            _fill_in(config[name].data, tokens)
             if "sampling" not in config:
                 raise InputError(
                     f"config.sampling is missing: the prior {name!r} is sampled with it"
@@ -91,6 +96,15 @@ def data_settings(config: ConfigDict) -> DataSettings:
     """
     given = {key: value for key, value in config.data.items() if key != "source"}
     return registry.from_fields("data", DataSettings, given)
+
+
+def token_settings(config: ConfigDict, stage: str) -> TokenSettings:
+    """Where the tokens come from that a prior's stage is trained on.
+
+    Raises:
+        InputError: an unknown setting, or one out of its range.
+    """
+    return registry.from_fields(f"{stage}.data", TokenSettings, config[stage].get("data", {}))
 
 
 def build_condition(config: ConfigDict, source: DescribedSource) -> Condition:

@@ -26,8 +26,10 @@ from vqjax.settings import Range, check_settings, setting
 KINDS = {
     "tokenizer": ("model", "optimizer", "frechet", "loss", "discriminator"),
     "decoder": ("model", "optimizer", "frechet", "loss", "discriminator", "tokenizer"),
-    "prior": ("model", "optimizer", "frechet", "tokenizer"),
+    "prior": ("model", "optimizer", "frechet", "tokenizer", "data"),
 }
+# A part that a config made before there was one lacks; its settings are then the defaults.
+_MAY_BE_MISSING = "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def stage_settings(name: str, config: ConfigDict) -> StageSettings:
     """
     parts = KINDS[config.kind]
     for part in parts:
-        if part not in config:
+        if part not in config and part != _MAY_BE_MISSING:
             raise InputError(
                 f"config.{name}.{part} is missing: a stage of kind {config.kind!r} has"
                 f" {', '.join(parts)}"

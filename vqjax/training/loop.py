@@ -1,6 +1,5 @@
 """The training loop: data -> step -> metrics, pictures, checkpoints; for one stage."""
 
-import dataclasses
 import functools
 import logging
 import math
@@ -17,8 +16,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vqjax.conditions import Condition
-from vqjax.data import DataSettings, Share, Source, evaluation_batches, train_batches
+from vqjax.data import Share, evaluation_batches
+from vqjax.data.token_sets import TokenForm
 from vqjax.errors import InputError, TrainingError, did_you_mean
 from vqjax.files import write_whole
 from vqjax.parallel import batch_sharding, global_batch, placed, process_rows, replicated
@@ -26,7 +25,7 @@ from vqjax.random_keys import random_key
 from vqjax.runs.checkpoints import Checkpointer
 from vqjax.training.console import ProgressBar
 from vqjax.training.profile import Profiler
-from vqjax.training.stage import Pictures, Stage, started_from
+from vqjax.training.stage import Pictures, Stage, TrainingData, started_from
 from vqjax.training.state import State
 from vqjax.training.writer import Writer
 
@@ -56,31 +55,27 @@ def jit_train_step(stage: Stage, mesh: Mesh, phase: int | None = None) -> Any:
     )
 
 
-def batch_shapes(batch_size: int, resolution: int, length: int, mesh: Mesh) -> dict[str, Any]:
-    """Shapes and shardings of a global batch; `length` is that of the condition."""
-    sharding = batch_sharding(mesh)
-    shape = (batch_size, resolution, resolution, 3)
-    return {
-        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding),
-        "condition": jax.ShapeDtypeStruct((batch_size, length), np.int32, sharding=sharding),
-    }
+def batch_shapes(
+    batch_size: int, resolution: int, length: int, mesh: Mesh, tokens: TokenForm | None = None
+) -> dict[str, Any]:
+    """Shapes and shardings of a global batch.
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The images of a run.
-
-    Attributes:
-        settings: how they are read.
-        train: images to train on.
-        validation: images to evaluate on.
-        condition: told of each image beside its pixels.
+    Args:
+        batch_size: images of all devices together.
+        resolution: side of the images.
+        length: of the condition.
+        mesh: of `make_mesh`.
+        tokens: the form of tokens that the batch has in the place of images.
     """
 
-    settings: DataSettings
-    train: Source
-    validation: Source
-    condition: Condition
+    def rows(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=batch_sharding(mesh))
+
+    if tokens is None:
+        content = {"image": rows(resolution, resolution, 3, dtype=np.uint8)}
+    else:
+        content = {name: rows(tokens.per_image) for name in tokens.arrays}
+    return {**content, "condition": rows(length)}
 
 
 def train_stage(
@@ -130,15 +125,7 @@ def train_stage(
     train_step_of = functools.cache(functools.partial(jit_train_step, stage, mesh))
     phase = stage.phase(start)
     to_devices = functools.partial(global_batch, mesh=mesh)
-    batches = train_batches(
-        data.train,
-        data.condition,
-        data.settings,
-        batch_size=settings.batch_size,
-        seed=stage.seed,
-        start_step=start,
-        share=share,
-    )
+    batches = stage.training_batches(data, frozen, to_devices, start_step=start, share=share)
 
     began = time.monotonic()
     window: list[dict[str, float]] = []

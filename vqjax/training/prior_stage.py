@@ -1,9 +1,10 @@
 """Training of a prior on a frozen tokenizer's tokens. Source: paper 000, section 3.3, Eq. 2."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,26 +14,35 @@ from ml_collections import ConfigDict
 
 from vqjax import quantizers
 from vqjax.conditions import Condition
+from vqjax.data import Share
+from vqjax.data.pipeline import enumerated_views
+from vqjax.data.token_sets import TokenSet, token_batches
 from vqjax.generation.image_grid import image_grid
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
 from vqjax.priors.base import init_prior
 from vqjax.random_keys import random_key, split_by_name
-from vqjax.runs.build import build_sampling, build_stage_prior, build_stage_tokenizer
-from vqjax.runs.weights import load_tokenizer
+from vqjax.runs.build import (
+    build_sampling,
+    build_stage_prior,
+    build_stage_tokenizer,
+    token_settings,
+)
+from vqjax.runs.weights import load_tokenizer, split_decoder
 from vqjax.samplers import SAMPLERS
 from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
-from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices
+from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, TrainingData
 from vqjax.training.state import State
+from vqjax.training.token_data import fits_memory, open_tokens, token_form, tokens_in_memory
 
 SAMPLES = 36
 
 
 class PriorStage(Stage):
-    """Trains a prior on tokens that the tokenizer makes of each batch."""
+    """Trains a prior on tokens: those that the tokenizer makes of a batch, or made before."""
 
     def __init__(self, name: str, config: ConfigDict, workdir: epath.Path, condition: Condition):
         """Takes the stage's name, the run's config, its folder and its condition.
@@ -47,12 +57,14 @@ class PriorStage(Stage):
         self.model = build_stage_prior(config, name, condition)
         self.resolution = side
         self.grid = self.tokenizer.grid(side, side)
+        self.tokens_from = token_settings(config, name)
         self.sampling = build_sampling(config, name, self.model)
         self.tokenizer.check_decode_tile(self.sampling.generation.decode_tile)
         self.frechet = None
         if self.frechet_settings.images:
             self.frechet = FrechetMonitor(self.frechet_settings)
         self.eval_step = jax.jit(self._eval_step)
+        self.encode_in_parts = jax.jit(self._encode_in_parts)
         self.decode = jax.jit(self._decode)
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
@@ -69,6 +81,39 @@ class PriorStage(Stage):
         mesh = jax.tree.leaves(shapes)[0].sharding.mesh
         return load_tokenizer(self.run_config, self.workdir, self.name, self.tokenizer, mesh)[0]
 
+    def check_data(self, data: TrainingData) -> None:
+        """Looks at the tokens that are to be trained on; at their tokenizer's weights later."""
+        if self.tokens_from.tokens:
+            open_tokens(self.run_config, self.name, data.train)
+
+    def training_batches(
+        self,
+        data: TrainingData,
+        frozen: Any,
+        to_devices: ToDevices,
+        *,
+        start_step: int,
+        share: Share,
+    ) -> Generator[Batch, None, None]:
+        """As `Stage.training_batches`; or of tokens, see `token_batches`, where they are there.
+
+        Raises:
+            InputError: tokens that are not of this run.
+        """
+        tokens = self._tokens_made_before(data, frozen, to_devices, share)
+        if tokens is None:
+            return super().training_batches(
+                data, frozen, to_devices, start_step=start_step, share=share
+            )
+        return token_batches(
+            tokens,
+            data.condition,
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            share=share,
+        )
+
     def train_step(
         self, state: State, frozen: Any, batch: Batch, phase: int | None = None
     ) -> tuple[State, Metrics]:
@@ -76,14 +121,15 @@ class PriorStage(Stage):
         params = state.model.params
 
         def gradients(model_state: Any, batch: Any, rng: Key[Array, ""]) -> Any:
-            tokens, condition = batch
+            # Here, and not of the whole batch, so that microbatches bound the memory of it too.
+            tokens = self._tokens(frozen, batch)
             keys = split_by_name(rng, self.model.rngs)
 
             def loss_fn(params: Any) -> Any:
                 loss, weight, metrics = self.model.apply(
                     {"params": params, **model_state},
                     tokens,
-                    condition,
+                    batch["condition"],
                     train=True,
                     method="loss",
                     rngs=keys,
@@ -93,14 +139,9 @@ class PriorStage(Stage):
             (loss, (weight, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
             return grads, model_state, {"loss": loss, **metrics}, weight
 
-        tokens = self._encode(frozen, batch["image"])
         rng = random_key(self.seed, f"{self.name}/train", state.step)
         grads, model_state, metrics = accumulate(
-            gradients,
-            state.model.model_state,
-            (tokens, batch["condition"]),
-            rng,
-            self.settings.microbatches,
+            gradients, state.model.model_state, batch, rng, self.settings.microbatches
         )
         model, update_metrics = self.update(state.model, grads, model_state, state.step)
         return State(state.step + 1, model), {**metrics, **update_metrics}
@@ -169,6 +210,42 @@ class PriorStage(Stage):
             parts = 1
         split = (np.split(batch[key], parts) for key in ("image", "condition", "valid"))
         return list(zip(*split, strict=True))
+
+    def _tokens_made_before(
+        self, data: TrainingData, frozen: Any, to_devices: ToDevices, share: Share
+    ) -> TokenSet | None:
+        """Tokens of the training set, from disk or made now; None where each step makes its own."""
+        if self.tokens_from.tokens:
+            _, encoder = split_decoder(self.tokenizer, frozen)
+            return open_tokens(self.run_config, self.name, data.train, encoder)
+        settings, source = self.settings, data.train
+        form = token_form(self.tokenizer, self.resolution, enumerated_views(data.settings) or 1)
+        seen = settings.steps * settings.batch_size
+        if not fits_memory(source, data.settings, form, self.tokens_from.in_memory, seen):
+            return None
+        return tokens_in_memory(
+            source,
+            data.settings,
+            form,
+            lambda images: self.encode_in_parts(frozen, to_devices(images)),
+            lambda rows: jax.tree.map(to_host, to_devices(rows)),
+            batch_size=settings.batch_size,
+            share=share,
+        )
+
+    def _tokens(self, frozen: Any, batch: Batch) -> Tokens:
+        """The tokens of a batch, whatever it has of them."""
+        if "image" in batch:
+            return self._encode(frozen, batch["image"])
+        if "positions" in batch:
+            return Tokens(batch["codes"], batch["positions"], self.grid)
+        return Tokens.dense(batch["codes"].reshape(-1, *self.grid))
+
+    def _encode_in_parts(self, frozen: Any, images: UInt8[Array, "b H W 3"]) -> Tokens:
+        """Tokens of a batch, in microbatches as they are trained on."""
+        parts = einops.rearrange(images, "(b n) ... -> n b ...", n=self.settings.microbatches)
+        tokens = jax.lax.map(lambda part: self._encode(frozen, part), parts)
+        return jax.tree.map(lambda x: einops.rearrange(x, "n b ... -> (b n) ..."), tokens)
 
     def _encode(self, frozen: Any, images: UInt8[Array, "b H W 3"]) -> Tokens:
         return self.tokenizer.apply(frozen, to_float(images), method="encode")

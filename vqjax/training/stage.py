@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from vqjax import registry
 from vqjax.conditions import Condition, NoCondition
+from vqjax.data import DataSettings, Share, Source, train_batches
 from vqjax.errors import InputError
 from vqjax.runs.stages import (
     TrainedStage,
@@ -38,6 +39,23 @@ Pictures = dict[str, UInt8[np.ndarray, "h w 3"]]
 # Arrays of a batch by name, as `vqjax.data` delivers them.
 Batch = Mapping[str, Any]
 ToDevices = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Attributes:
+        settings: how they are read.
+        train: images to train on.
+        validation: images to evaluate on.
+        condition: told of each image beside its pixels.
+    """
+
+    settings: DataSettings
+    train: Source
+    validation: Source
+    condition: Condition
 
 
 class Stage(abc.ABC):
@@ -105,7 +123,7 @@ class Stage(abc.ABC):
         Args:
             state: before the step.
             frozen: of `load_frozen`.
-            batch: "image", uint8 [b, H, W, 3], and "condition", int32 [b, c].
+            batch: of `training_batches`, as global arrays.
             phase: of `phase`; None for the last one.
         """
 
@@ -121,6 +139,49 @@ class Stage(abc.ABC):
             batches: of this process, of `vqjax.data.evaluation_batches`.
             to_devices: makes global arrays on the devices of a tree of them.
         """
+
+    def check_data(self, data: TrainingData) -> None:
+        """Checks, before any stage of the run begins, what this one takes from the data.
+
+        Raises:
+            InputError: it is not there, or not of this run.
+        """
+        del data
+
+    def training_batches(
+        self,
+        data: TrainingData,
+        frozen: Any,
+        to_devices: ToDevices,
+        *,
+        start_step: int,
+        share: Share,
+    ) -> Generator[Batch, None, None]:
+        """Endless batches of this process: of each step the same ones, wherever training starts.
+
+        Args:
+            data: of the run.
+            frozen: of `load_frozen`.
+            to_devices: makes global arrays on the devices of a tree of this process's rows.
+            start_step: step of the first batch.
+            share: of this process.
+
+        Yields:
+            "image", uint8 [b, H, W, 3], and "condition", int32 [b, c].
+
+        Raises:
+            InputError: arguments out of range; from the iterator, a broken image.
+        """
+        del frozen, to_devices
+        return train_batches(
+            data.train,
+            data.condition,
+            data.settings,
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            share=share,
+        )
 
     def source_of_start(self) -> TrainedStage | None:
         """The stage whose weights this one starts from: that of `init_from`; None for none.
