@@ -44,6 +44,7 @@ from vqjax.tokenizers.base import tokenizer_shapes, tokens_shape
 from vqjax.tokens import Tokens
 from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step
 from vqjax.training.stage_kinds import build_stage
+from vqjax.training.token_data import token_form
 
 # Config files import each other as `configs.<name>`, from the root of the repository.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -89,13 +90,18 @@ def random_arrays(shapes: Any, integers_below: int = 1) -> Any:
     return jax.jit(lambda: jax.tree.map(fill, shapes), out_shardings=shardings)()
 
 
-def train_step(config: ConfigDict, mesh: Mesh, condition: Condition, name: str) -> Program:
-    """A stage's training step, on bytes as they come from the data pipeline."""
+def train_step(
+    config: ConfigDict, mesh: Mesh, condition: Condition, name: str, on_tokens: bool = False
+) -> Program:
+    """A stage's training step, on bytes as they come from the data pipeline, or on their tokens."""
     stage = build_stage(config, name, epath.Path(), condition)
     state = abstract_state(stage, mesh)
+    side, form = config.data.resolution, None
+    if on_tokens:
+        form = token_form(build_stage_tokenizer(config, name), side, views=1)
     rest = (
         placed(stage.frozen_shapes(), mesh),
-        batch_shapes(stage.settings.batch_size, config.data.resolution, condition.length, mesh),
+        batch_shapes(stage.settings.batch_size, side, condition.length, mesh, form),
     )
 
     def arguments() -> tuple[Any, ...]:
@@ -183,13 +189,20 @@ def _forward(
 
 
 def programs_of(config: ConfigDict) -> dict[str, Callable[[ConfigDict, Mesh, Condition], Program]]:
-    """By name: a training step for every stage, and what the last stage needs to make images."""
+    """By name: a training step for every stage, and what the last stage needs to make images.
+
+    A prior has another step, of tokens that are there.
+    """
     stages, priors = all_stages(config), stages_of(config, "prior")
     found: dict[str, Callable[..., Program]] = {
         "encode": functools.partial(encode, name=stages[-1]),
         "decode": functools.partial(decode, name=stages[-1]),
     }
     found |= {f"{name}_step": functools.partial(train_step, name=name) for name in stages}
+    found |= {
+        f"{name}_step_on_tokens": functools.partial(train_step, name=name, on_tokens=True)
+        for name in priors
+    }
     if priors:
         found["sample"] = functools.partial(sample_tokens, name=priors[-1])
     return found
@@ -197,7 +210,9 @@ def programs_of(config: ConfigDict) -> dict[str, Callable[[ConfigDict, Mesh, Con
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as of train.py")
 WHAT = flags.DEFINE_list(
-    "what", None, "Which programs: encode, decode, <stage>_step for a stage, sample [all]"
+    "what",
+    None,
+    "Which programs: encode, decode, <stage>_step, <prior>_step_on_tokens, sample [all]",
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Global batch of every program [the config's]"
@@ -231,7 +246,8 @@ def head(config: ConfigDict, mesh: Mesh, condition: Condition, note: str | None)
     return "\n".join(
         [
             *lines,
-            "a step is an update in a stage's last phase; that of a prior encodes its images first",
+            "a step is an update in a stage's last phase; that of a prior encodes its images first,"
+            " but for the one on tokens",
             "program MiB: a device's arguments, results and temporaries, less what they share,"
             " by XLA's plan",
             "allocator MiB: the highest that the device's allocator reports so far in this process"
@@ -242,7 +258,7 @@ def head(config: ConfigDict, mesh: Mesh, condition: Condition, note: str | None)
 
 def row(*cells: Any) -> str:
     """A line of the table; None is a number that there is not."""
-    widths = (14, 10, 7, 11, 10, 11, 13, 15)
+    widths = (21, 10, 7, 11, 10, 11, 13, 15)
 
     def text(cell: Any) -> str:
         if cell is None:

@@ -66,7 +66,7 @@ def number(text):
 
 @pytest.mark.slow
 def test_programs_are_measured():
-    programs = ["encode", "decode", "prior_step", "sample"]
+    programs = ["encode", "decode", "prior_step", "prior_step_on_tokens", "sample"]
     table = throughput(
         "--config=tests/tiny.py",
         f"--what={','.join(programs)}",
@@ -102,7 +102,8 @@ def test_bad_input_is_one_line(arg, message):
 def test_programs_are_those_of_the_stages(tmp_path):
     """A step for each, whatever its name, and one image's way through the last of them."""
     error = run(other(tmp_path, tmp_path), "--what=step", ok=False)
-    assert "valid: codes_step, decode, encode, finer_step, sample, words_step" in error
+    steps = "words_step, words_step_on_tokens"
+    assert f"valid: codes_step, decode, encode, finer_step, sample, {steps}" in error
 
 
 @pytest.mark.slow
