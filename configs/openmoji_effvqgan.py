@@ -141,7 +141,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     prior.batch_size = 32
-    prior.steps = 520
+    prior.steps = 780
     prior.optimizer.name = "adamw"
     prior.optimizer.learning_rate = 2e-3
     prior.optimizer.b1 = 0.9
