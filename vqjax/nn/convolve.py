@@ -216,7 +216,9 @@ def _kernel_gradient_by_products(geometry: _Geometry, x: Array, g: Array) -> Arr
         return jnp.swapaxes(turned[::-1, ::-1], 2, 3)
     step, (height, width) = geometry.stride, geometry.size
     columns = height * width * channels
-    parts = min(-(-len(g) * g.shape[1] * g.shape[2] * columns // _PATCHES), g.shape[1])
+    parts = 1
+    if not _is_product(geometry):
+        parts = min(-(-len(g) * g.shape[1] * g.shape[2] * columns // _PATCHES), g.shape[1])
     rows = -(-g.shape[1] // parts)
     # What the kernel sees of the input, for whole parts.
     tall = step * (parts * rows - 1) + height
