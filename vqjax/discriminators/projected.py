@@ -45,7 +45,12 @@ class ProjectedDiscriminator(Discriminator):
         " side are left. It matters above 256 pixels, where the former gives more logits",
     )
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "compute dtype; parameters and logits are float32"
+        "float32", "compute dtype of the heads; parameters and logits are float32"
+    )
+    frozen_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "compute dtype of EfficientNet and projections. In bfloat16 the gradient at the images"
+        " points elsewhere (a cosine of 0.84 with that of float32)",
     )
 
     frozen: ClassVar[tuple[str, ...]] = ("backbone", "projection")
@@ -79,10 +84,15 @@ class ProjectedDiscriminator(Discriminator):
         stride of 32 divides. A head's last map has 7x7 positions of 224x224 images, and 8x8 of
         256x256, which give it 16 and 25 logits.
         """
-        features = EfficientNetLite(dtype=self.dtype, name="backbone")(_enlarge(images))
-        maps = _Projection(dtype=self.dtype, name="projection")(
-            [features[layer] for layer in _LAYERS]
-        )
+        # Of the gradient at images of 256x256, the cosine with that of float32: 0.84 with
+        # EfficientNet in bfloat16, 0.997 with the projections in it, 0.998 with the heads alone.
+        # With float32's products as accelerators round them by default it would be 0.995 (a GPU's
+        # TF32) or 0.95 (a TPU's bfloat16).
+        with jax.default_matmul_precision("float32"):
+            features = EfficientNetLite(dtype=self.frozen_dtype, name="backbone")(_enlarge(images))
+            maps = _Projection(dtype=self.frozen_dtype, name="projection")(
+                [features[layer] for layer in _LAYERS]
+            )
         halvings = _HALVINGS if self.head_depth == "fixed" else map(_halvings_to_8, maps)
         logits = [
             _Head(number, self.dtype, name=f"head{index}")(x, train)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -89,7 +90,9 @@ def measurer(
         if min(x.shape[1:3]) >= WINDOW:
             rows["SSIM"] = ssim(x, y)
         if lpips:
-            distance: Any = lpips.apply(variables["lpips"], y, x)
+            # By default a float32 product has fewer digits on a TPU, and on some GPUs.
+            with jax.default_matmul_precision("float32"):
+                distance: Any = lpips.apply(variables["lpips"], y, x)
             rows[f"LPIPS-{lpips.net}"] = distance
         return rows
 
