@@ -111,7 +111,7 @@ class MultiGrainedPrior(Prior):
     scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
     remat: bool = setting(False, "recompute each layer in the backward pass")
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "compute dtype; parameters are float32"
+        "float32", "compute dtype; parameters and logits are float32"
     )
     implementation: Implementation = setting("xla", "of the attention, see `vqjax.nn.attention`")
 
@@ -268,7 +268,8 @@ class MultiGrainedPrior(Prior):
         mask = jnp.concatenate(visible, axis=1)[:, None, None, :]
         x = self.transformer(x, mask, train)
         first = x.shape[1] - window_codes.shape[1]
-        return self.head(x[:, first : first + queried])
+        # Cast first: the gradient of what is picked out is a sum, in form.
+        return self.head(x.astype(jnp.float32)[:, first : first + queried])
 
     def loss(
         self,
@@ -322,8 +323,10 @@ class MultiGrainedPrior(Prior):
 
         block_codes = codes[:, layout.block_cells]
         clean = self.block_tokens(jnp.where(layout.block_inside, block_codes, self.mask_id))
-        masked = self.block_tokens(jnp.full((queried,), self.mask_id))
-        block_tokens = jnp.where(masks.blocks[..., None], masked, clean[:, None])
+        masked = self.block_tokens(jnp.full((codes.shape[0], queried), self.mask_id))
+        # In float32, as in `__call__`.
+        clean, masked = clean[:, None].astype(jnp.float32), masked.astype(jnp.float32)
+        block_tokens = jnp.where(masks.blocks[..., None], masked[:, None, None], clean)
 
         logits = self(
             einops.rearrange(window_codes, "b s n -> (b s) n"),
