@@ -63,7 +63,7 @@ def efficient_vqgan(
     config.data.resolution = args.res
     config.data.workers = 8
     large = args.res > 256
-    # What eight cards of 80 GB need, see docs/performance.md.
+    # Where cards of 80 GB may need it, see docs/performance.md.
     need = {"tokenizer": args.res > 512, "prior": args.res // args.f > 16}
     remat = common.one_of(
         "remat",
