@@ -7,8 +7,8 @@
 - reconstruction: images/s of encoding and decoding, ours, the convolutional VQGAN of the same
   latents and, at f = 8 as in the paper, ViT-VQGAN Base (table 2); `--resolution=512` shows what
   global attention costs on larger images;
-- sampling: seconds for a batch of 16x16 latents by the side W_s of a block; W_s = 1 is
-  autoregressive (figure 9);
+- sampling: seconds for a batch of latents by the side W_s of a block; W_s = 1 is autoregressive
+  (figure 9); and for as many passes of full attention as MaskGIT takes;
 - attention: a training step of the prior by latent size, beside a transformer of the same layers
   with full attention over all tokens (table 6).
 
@@ -17,6 +17,7 @@ shallower, `--repeats=0` only compiles. Rows of one run may be compared.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from configs import ffhq_effvqgan
 
 NUM_CODES = 1024
+MASKGIT_PASSES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +79,18 @@ class FullAttention(nn.Module):
     num_layers: int
     dim: int = 768
     num_heads: int = 16
+    scan: bool = True
 
     @nn.compact
     def __call__(self, codes: Int[Array, "b n"]) -> Float[Array, "b n k"]:
         """Logits of all tokens."""
         x = nn.Embed(NUM_CODES + 1, self.dim)(codes)
         x = x + GridEmbedding(self.grid, self.dim)().reshape(-1, self.dim)
-        return nn.Dense(NUM_CODES)(Transformer(self.num_layers, self.num_heads)(x))
+        return nn.Dense(NUM_CODES)(Transformer(self.num_layers, self.num_heads, scan=self.scan)(x))
+
+
+def _grids() -> list[tuple[int, int]]:
+    return [(int(side), int(side)) for side in LATENTS.value]
 
 
 def reconstruction(batch: int, layers: int) -> Iterator[Row]:
@@ -107,30 +114,49 @@ def reconstruction(batch: int, layers: int) -> Iterator[Row]:
 
 
 def sampling(batch: int, layers: int) -> Iterator[Row]:
-    """Figure 9: 16x16 latents by the side of a block; at most as many steps as cells in a block."""
-    grid = (16, 16)
-    for block in (1, 2, 4, 8, 16):
+    """Figure 9: latents by the side of a block; at most as many steps as cells in a block.
+
+    Beside it 12 passes of full attention, as MaskGIT takes them.
+    """
+    for grid, block in itertools.product(_grids(), (1, 2, 4, 8, 16)):
+        if grid != (16, 16) and block < 8:
+            continue  # hundreds of passes
         prior = MultiGrainedPrior(NUM_CODES, grid, block_size=block, num_layers=layers, dropout=0.0)
         steps = min(8, block**2)
         settings = MultiGrainedSampling(steps=steps)
 
-        def make(prior: Any = prior) -> tuple[Any, ...]:
+        def make(prior: Any = prior, grid: Any = grid) -> tuple[Any, ...]:
             condition = jnp.zeros((batch, 0), jnp.int32)
             return init_prior(prior, math.prod(grid), 0, jax.random.key(0)), condition
 
         def run(variables: Any, condition: Any, prior: Any = prior, own: Any = settings) -> Any:
             key = jax.random.key(0)
-            return sample(prior, variables, key, condition, None, own, grid).codes
+            return sample(prior, variables, key, condition, None, own, prior.grid).codes
 
         forwards = steps * (grid[0] // block) ** 2
-        yield Row(f"W_s={block}, {forwards} forwards", run, make, batch)
+        yield Row(f"{grid[0]}x{grid[1]} W_s={block}, {forwards} passes", run, make, batch)
+    for grid in _grids():
+        full = FullAttention(grid, layers, scan=False)
+
+        def make_full(full: Any = full, grid: Any = grid) -> tuple[Any, ...]:
+            codes = jnp.full((batch, math.prod(grid)), NUM_CODES)
+            return full.init(jax.random.key(0), codes), codes
+
+        def run_full(variables: Any, codes: Any, full: Any = full) -> Any:
+            def step(_: Any, codes: Any) -> Any:
+                return jnp.argmax(full.apply(variables, codes), axis=-1).astype(codes.dtype)
+
+            return jax.lax.fori_loop(0, MASKGIT_PASSES, step, codes)
+
+        name = f"{grid[0]}x{grid[1]} full attention, {MASKGIT_PASSES} passes"
+        yield Row(name, run_full, make_full, batch)
 
 
 def attention(batch: int, layers: int) -> Iterator[Row]:
     """Table 6: a training step, float32, without rematerialisation."""
-    for side in (16, 32, 64):
-        grid = (side, side)
-        for drawn in (None, 4):
+    for grid in _grids():
+        side = grid[0]
+        for drawn in (None, 4, 2):
             prior = MultiGrainedPrior(
                 NUM_CODES,
                 grid,
@@ -204,6 +230,7 @@ TABLES: dict[str, Callable[[int, int], Iterator[Row]]] = {
 WHAT = flags.DEFINE_list("what", list(TABLES), f"Which tables: {', '.join(TABLES)}")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images a call")
 RESOLUTION = flags.DEFINE_integer("resolution", 256, "Side of the images that are reconstructed")
+LATENTS = flags.DEFINE_list("latents", ["16", "32", "64"], "Sides of the latents of the prior")
 LAYERS = flags.DEFINE_integer("layers", 24, "Layers of the prior")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each row; 0 only compiles")
 
