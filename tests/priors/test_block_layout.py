@@ -84,6 +84,14 @@ def test_the_frame_of_a_training_image_is_the_image():
     assert layout.frame_grid == layout.block_grid == (2, 3)
     np.testing.assert_array_equal(layout.frame_place, np.zeros((6, 2)))
     np.testing.assert_array_equal(layout.block_place, list(np.ndindex(2, 3)))
+    np.testing.assert_array_equal(layout.visits, np.arange(6))
+
+
+def test_blocks_of_the_frame_are_visited_first_then_outwards():
+    layout = block_layout((8, 20), 4, 1, (8, 8), (0, 8))
+    # Columns 2 and 3 of two rows are the frame's.
+    rings = [[2, 3, 7, 8], [1, 4, 6, 9], [0, 5]]
+    assert layout.visits.tolist() == [block for ring in rings for block in ring]
 
 
 @pytest.mark.parametrize(

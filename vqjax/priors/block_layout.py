@@ -38,6 +38,8 @@ class BlockLayout:
         frame_grid: (rows, columns) of the blocks of a frame.
         block_place: (row, column) of each block.
         frame_place: (row, column) of the first block in the frame of each block.
+        visits: blocks in the order of their sampling: those in the frame, then outwards, each time
+            in raster order. Of a training image that is raster order alone.
         first_cell: (row, column) of the first cell of the first block; negative where that is
             partial.
     """
@@ -70,6 +72,8 @@ class BlockLayout:
         length = np.minimum(self.frame_grid, self.block_grid)
         frame_place = np.clip(before, self.block_place - length + 1, self.block_place)
         self.frame_place: Int[np.ndarray, "g 2"] = np.minimum(frame_place, self.block_grid - length)
+        slides = np.max(np.abs(self.frame_place - np.array(before)), axis=1)
+        self.visits: Int[np.ndarray, " g"] = np.argsort(slides, kind="stable")
 
         side = block_size + 2 * halo
         in_square = np.argwhere(np.ones((side, side), bool)) - halo

@@ -1,4 +1,4 @@
-"""Sampling of the multi-grained prior: block by block in raster order, T parallel steps in each.
+"""Sampling of the multi-grained prior: block by block in a fixed order, T parallel steps in each.
 
 Source: paper 000, section 3.3 (autoregressive inference); inside a block MaskGIT (Chang et al.
 2022), section 3.2.
@@ -52,8 +52,10 @@ def sample(
     """Samples the unknown tokens of a batch; a step costs one query block's sequence an image.
 
     A block whose tokens are known in all images is not visited; more steps than unknown tokens end
-    early. A block that is not yet complete is a masked one in the global map; its known tokens are
-    seen where they lie in a halo. One compiled program, whatever is known.
+    early. Blocks are visited in raster order; on a canvas larger than a training image those of the
+    image first, then outwards, so that each finds something to go on from. A block that is not yet
+    complete is a masked one in the global map; its known tokens are seen where they lie in a halo.
+    One compiled program, whatever is known.
 
     Args:
         prior: the model.
@@ -107,8 +109,9 @@ def _sample(
         complete = jnp.all((codes != mask_id) | ~inside, axis=-1, keepdims=True)
         return block_tokens(jnp.where(complete, codes, mask_id))
 
-    def visit(block: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def visit(turn: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes, global_tokens = carry
+        block = jnp.asarray(layout.visits)[turn]
         cells = jnp.asarray(layout.block_cells)[block]
         inside = jnp.asarray(layout.block_inside)[block]
         window_cells = jnp.asarray(layout.window_cells)[block]
@@ -131,7 +134,7 @@ def _sample(
             if settings.guidance == 1.0:
                 logits = logits_of(*rows, condition)
             else:
-                done = block * settings.steps + step
+                done = turn * settings.steps + step
                 weight = guidance_weight(
                     done, last_step, settings.guidance, settings.guidance_schedule
                 )
