@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traced import all_equations
 
 from vqjax.nn import convolve as module
 from vqjax.nn.convolutional import Convolution
@@ -77,8 +78,13 @@ def test_gradients_of_parameters_are_summed_in_float32(batch, size):
     # So many ones that a sum in bfloat16 stays at 256.
     x = jnp.ones((batch, 24, 24, 2), jnp.bfloat16)
     kernel, bias = jnp.ones((size, size, 2, 3)), jnp.zeros(3)
-    y, pull_back = jax.vjp(lambda *args: convolve(*args), x, kernel, bias)
-    dx, *gradients = pull_back(jnp.ones_like(y))
+
+    @jax.jit
+    def results(x, kernel, bias):
+        y, pull_back = jax.vjp(lambda *args: convolve(*args), x, kernel, bias)
+        return y, *pull_back(jnp.ones_like(y))
+
+    y, dx, *gradients = results(x, kernel, bias)
     assert dx.dtype == y.dtype == jnp.bfloat16
     for gradient in gradients:
         assert gradient.dtype == jnp.float32
@@ -109,3 +115,19 @@ def test_programs_of_other_machines_have_their_own_gradient():
     programs = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
     assert "dot_general" in programs["cpu"]
     assert "dot_general" not in programs["tpu"]
+
+
+def test_gradients_are_as_precise_as_the_call():
+    def total(x, kernel):
+        with jax.default_matmul_precision("highest"):
+            y = convolve(x, kernel, padding=1)
+        return jnp.sum(y)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 9, 9, 2), (3, 3, 2, 2))]
+    program = jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes).jaxpr
+    products = ("conv_general_dilated", "dot_general")
+    precisions = [
+        e.params["precision"] for e in all_equations(program) if e.primitive.name in products
+    ]
+    highest = jax.lax.Precision.HIGHEST
+    assert len(precisions) >= 3 and set(precisions) == {(highest, highest)}

@@ -7,10 +7,13 @@ are written down here once, and gradients of gradients are as fast as gradients.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from vqjax.nn.linear import float32_product
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 Padding = int | tuple[int, int] | Pairs
@@ -28,12 +31,14 @@ class _Geometry:
         margins: zeros before and after each side of the input.
         size: of the kernel.
         inputs: of the input, without the margins.
+        precision: that of `jax.default_matmul_precision` where the convolution was called.
     """
 
     stride: int
     margins: Pairs
     size: tuple[int, int]
     inputs: tuple[int, int]
+    precision: str | None = None
 
     @property
     def outputs(self) -> tuple[int, int]:
@@ -79,7 +84,9 @@ def convolve(
     along = (padding, padding) if isinstance(padding, int) else padding
     top, left = ((p, p) if isinstance(p, int) else p for p in along)
     (_, h, w, _), (height, width) = x.shape, kernel.shape[:2]
-    y = _convolve(_Geometry(stride, (top, left), (height, width), (h, w)), x, kernel)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    geometry = _Geometry(stride, (top, left), (height, width), (h, w), precision)
+    y = _convolve(geometry, x, kernel)
     return y if bias is None else _add_bias(y, bias)
 
 
@@ -130,25 +137,41 @@ def _kernel_gradient(geometry: _Geometry, x: Array, g: Array) -> Array:
     return jax.lax.platform_dependent(x, g, cpu=by_products, default=by_convolution)
 
 
+def _as_called(backward: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
+    """A backward rule as precise as the call: it is traced later, outside of that's context."""
+
+    def rule(geometry: _Geometry, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+        with jax.default_matmul_precision(geometry.precision):
+            return backward(geometry, saved, g)
+
+    return rule
+
+
 _convolve.defvjp(
     lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
-    lambda geometry, saved, g: (
-        _input_gradient(geometry, saved[1], g),
-        _kernel_gradient(geometry, saved[0], g).astype(saved[1].dtype),
+    _as_called(
+        lambda geometry, saved, g: (
+            _input_gradient(geometry, saved[1], g),
+            _kernel_gradient(geometry, saved[0], g).astype(saved[1].dtype),
+        )
     ),
 )
 _input_gradient.defvjp(
     lambda geometry, kernel, g: (_input_gradient(geometry, kernel, g), (kernel, g)),
-    lambda geometry, saved, x: (
-        _kernel_gradient(geometry, x, saved[1]).astype(saved[0].dtype),
-        _convolve(geometry, x, saved[0]),
+    _as_called(
+        lambda geometry, saved, x: (
+            _kernel_gradient(geometry, x, saved[1]).astype(saved[0].dtype),
+            _convolve(geometry, x, saved[0]),
+        )
     ),
 )
 _kernel_gradient.defvjp(
     lambda geometry, x, g: (_kernel_gradient(geometry, x, g), (x, g)),
-    lambda geometry, saved, kernel: (
-        _input_gradient(geometry, kernel, saved[1]),
-        _convolve(geometry, saved[0], kernel),
+    _as_called(
+        lambda geometry, saved, kernel: (
+            _input_gradient(geometry, kernel, saved[1]),
+            _convolve(geometry, saved[0], kernel),
+        )
     ),
 )
 
@@ -236,9 +259,7 @@ def _kernel_gradient_by_products(geometry: _Geometry, x: Array, g: Array) -> Arr
     def product(x: Array, g: Array) -> Float[Array, "features columns"]:
         # The one with fewer columns comes first, for XLA's matrix product is faster so.
         axes = (0, 1, 2)
-        return jax.lax.dot_general(
-            g, _patches(part, x), ((axes, axes), ((), ())), preferred_element_type=jnp.float32
-        )
+        return float32_product(g, _patches(part, x), ((axes, axes), ((), ())))
 
     def add(total: Array, index: Array) -> tuple[Array, None]:
         some = jax.lax.dynamic_slice_in_dim(x, index * rows * step, seen, 1)

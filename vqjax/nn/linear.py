@@ -31,6 +31,25 @@ def add_parameter(x: Float[Array, "*shape"], value: Float[Array, "..."]) -> Floa
     return x + jnp.broadcast_to(value, x.shape).astype(x.dtype)
 
 
+def float32_product(a: Array, b: Array, dimensions: jax.lax.DotDimensionNumbers) -> Array:
+    """A product of arrays of one dtype, float32 whatever that is.
+
+    Args:
+        a: the left factor.
+        b: the right one.
+        dimensions: as of `jax.lax.dot_general`.
+    """
+
+    def product(a: Array, b: Array) -> Array:
+        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+    def widened(a: Array, b: Array) -> Array:
+        return product(a.astype(jnp.float32), b.astype(jnp.float32))
+
+    # XLA's CPU lacks products of bfloat16 to float32 in some layouts, and gains nothing by them.
+    return jax.lax.platform_dependent(a, b, cpu=widened, default=product)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
     """The product of activations and a kernel, in the dtype of the activations.
@@ -59,15 +78,7 @@ def _contract_backward(
     outputs, batch = kernel.ndim - axes, tuple(range(x.ndim - axes))
     to_x = jnp.tensordot(gradient, jnp.moveaxis(kernel, range(axes), range(-axes, 0)), outputs)
 
-    def product(gradient: Array, x: Array) -> Array:
-        dimensions = (batch, batch), ((), ())
-        return jax.lax.dot_general(gradient, x, dimensions, preferred_element_type=jnp.float32)
-
-    def widened(gradient: Array, x: Array) -> Array:
-        return product(gradient.astype(jnp.float32), x.astype(jnp.float32))
-
-    # XLA's CPU lacks products of bfloat16 to float32 in some layouts, and gains nothing by them.
-    to_kernel = jax.lax.platform_dependent(gradient, x, cpu=widened, default=product)
+    to_kernel = float32_product(gradient, x, ((batch, batch), ((), ())))
     # In this order, that of JAX's own rule, the sums are its own to the last digit.
     return to_x, jnp.moveaxis(to_kernel, range(outputs), range(axes, kernel.ndim))
 
