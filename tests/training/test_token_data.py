@@ -1,7 +1,11 @@
 """A prior that is trained on tokens made before learns what it learns from images."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import command_runs
 import jax
@@ -136,6 +140,30 @@ def test_tokenizing_goes_on_where_it_was_killed(workdir, monkeypatch, capsys):
     assert "broken has tokens of something else: shard_images was 10, is now 9" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(workdir):
+    """The program itself, each process with two devices of its own."""
+    assert tokenize(workdir, f"--out={workdir}/one") == 0
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags = [f"--workdir={workdir}", f"--out={workdir}/two", f"--shard_images={SHARD}"]
+    flags += ["--batch_size=16", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vqjax", "tokenize", *flags, f"--process_id={i}"],
+            cwd=command_runs.ROOT,
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [command_runs.finish(process) for process in pair]
+    assert "2 of 3 shards to be written here" in said[0] and "shards to be" not in said[1]
+    assert tiny.contents(workdir / "two") == tiny.contents(workdir / "one")
 
 
 def test_views_of_random_crops(workdir, capsys):
