@@ -23,16 +23,20 @@ ELEMENTWISE = {
 }
 
 
-def config_of(name):
+def config_of(tokenizer):
     config = tiny.get_config()
-    config.tokenizer.model.dtype = config.prior.model.dtype = "bfloat16"
-    config.tokenizer.discriminator.model = ConfigDict({"name": "none"})
-    # Learned by gradient, as every other parameter.
-    config.tokenizer.model.quantizer.learning = "gradient"
-    config.tokenizer.model.quantizer.restart_below = 0.0
+    if tokenizer == "vqgan":
+        fields = {"width": 8, "multipliers": (1, 2, 2), "num_res_blocks": 1, "latent_width": 8}
+        fields |= {"name": "vqgan", "attention_factors": (4,), "dtype": "bfloat16"}
+        config.tokenizer.model = ConfigDict({**fields, "quantizer": {"code_dim": 8}})
+    else:
+        config.tokenizer.model.dtype = "bfloat16"
+        # Learned by gradient, as every other parameter.
+        config.tokenizer.model.quantizer.learning = "gradient"
+        config.tokenizer.model.quantizer.restart_below = 0.0
+    config.tokenizer.discriminator.model.dtype = config.prior.model.dtype = "bfloat16"
     # More query blocks than are let pass as a few terms of a sum.
     config.prior.model.query_blocks_per_image, config.prior.model.block_size = 16, 1
-    config.condition.name = "class"
     return config
 
 
@@ -107,10 +111,15 @@ def has_been_bfloat16(program, variable, outside=(), seen=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("tokenizer", tokenizer_stage), ("prior", prior_stage)]
+    ("name", "tokenizer", "module"),
+    [
+        ("tokenizer", "efficient_vqgan", tokenizer_stage),
+        ("tokenizer", "vqgan", tokenizer_stage),
+        ("prior", "efficient_vqgan", prior_stage),
+    ],
 )
-def test_gradients_are_float32_from_where_they_are_made(name, module, tmp_path):
-    stage = tiny.make_stage(config_of(name), name, tmp_path)
+def test_gradients_are_float32_from_where_they_are_made(name, tokenizer, module, tmp_path):
+    stage = tiny.make_stage(config_of(tokenizer), name, tmp_path)
     program, paths = traced_step(stage, module)
     rounded = [
         path
@@ -120,5 +129,6 @@ def test_gradients_are_float32_from_where_they_are_made(name, module, tmp_path):
     assert len(paths) > 10 and not rounded
     assert not list(sums_in_bfloat16(program))
     # It does compute in bfloat16.
-    products = [e for e in all_equations(program) if e.primitive.name == "dot_general"]
+    kinds = ("conv_general_dilated", "dot_general")
+    products = [e for e in all_equations(program) if e.primitive.name in kinds]
     assert sum(e.invars[0].aval.dtype == BFLOAT16 for e in products) > len(products) / 2
