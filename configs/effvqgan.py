@@ -63,8 +63,8 @@ def efficient_vqgan(
     config.data.resolution = args.res
     config.data.workers = 8
     large = args.res > 256
-    # Where cards of 80 GB may need it, see docs/performance.md.
-    need = {"tokenizer": args.res > 512, "prior": args.res // args.f > 16}
+    # Where eight cards of 80 GB do not hold a step without, see docs/performance.md.
+    need = {"tokenizer": args.res > 512, "prior": False}
     remat = common.one_of(
         "remat",
         args.remat,

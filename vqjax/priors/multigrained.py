@@ -31,9 +31,9 @@ Context = Literal["mixed", "random", "prefix", "around"]
 HaloMask = Literal["block", "own", "query"]
 # Fractions of a query block that are masked for the held-out losses.
 MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
-# Positions of all sequences of an image, at most, where query_blocks_per_image="auto": those of all
-# 16 blocks of 8 x 8 cells on a grid of 32 x 32.
-_MOST_POSITIONS = 2_560
+# Positions of all sequences of an image, at most, where query_blocks_per_image="auto": as many as
+# full attention has on a grid of 32 x 32.
+_MOST_POSITIONS = 1_024
 
 
 class Masks(NamedTuple):
@@ -63,7 +63,7 @@ class MultiGrainedPrior(Prior):
     window, so nothing that a caller passes can show it what is to be predicted.
 
     The mask token is code K. Query blocks of a training step are drawn at random, which leaves the
-    loss unbiased; the paper takes all of them. "auto" is all while their sequences have 2,560
+    loss unbiased; the paper takes all of them. "auto" is all while their sequences have 1,024
     positions or fewer in an image, else as many as have. The condition is dropped once for all
     query blocks of an image.
 
