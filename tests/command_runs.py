@@ -27,8 +27,6 @@ STEPS = 40
 # (the bias of attention keys), two ways of adding up differ in sign.
 FLAGS = (
     "--config.tokenizer.discriminator.optimizer.eps=1e-3",
-    # The prior is trained on tokens that all processes together make as it starts.
-    "--config.data.crop=center",
     # One phase, and so one program to compile.
     "--config.tokenizer.discriminator.start=0",
     *(

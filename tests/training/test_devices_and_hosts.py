@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import socket
 
 import command_runs
@@ -83,29 +84,45 @@ def test_eight_devices_are_as_one(name, sizes, everything_split):
     assert abs(losses[0, 0] - losses[-1, 0]) > 0.02 * losses[0, 0]
 
 
+def run_by_two(images, workdir, *flags):
+    """Runs train.py as two processes with two devices each; what each of them said."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags += (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    pair = [command_runs.start(images, workdir, 2, *flags, f"--process_id={i}") for i in range(2)]
+    try:
+        return [command_runs.finish(process) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_tokens_that_one_makes(tmp_path):
+    """Of a prior that is trained from memory: each process makes a part, and has all."""
+    finished = tiny.finished_run()
+    images = finished.config.data.source.path
+    flags = ("--config.stages=prior", "--config.data.crop=center", "--config.prior.steps=8")
+    for name in ("one", "two"):
+        shutil.copytree(finished.workdir / "tokenizer", tmp_path / name / "tokenizer")
+    said = [command_runs.finish(command_runs.start(images, tmp_path / "one", 4, *flags))]
+    said += run_by_two(images, tmp_path / "two", *flags)
+    assert ["kept in memory" in text for text in said] == [True, True, False]
+    one, two = (
+        [json.loads(line) for line in (folder / "prior" / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path):
     """The program itself on four devices, for both stages; only the main process writes."""
     images, single = command_runs.unbroken_run()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    pair = [
-        command_runs.start(
-            images,
-            tmp_path / "run",
-            2,
-            f"--coordinator=127.0.0.1:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [command_runs.finish(process) for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
+    said = run_by_two(images, tmp_path / "run")
     assert "prior: steps 0 to" in said[0]
     assert "prior: steps 0 to" not in said[1]
 
