@@ -5,12 +5,11 @@
 The held-out images of a run are laid on canvases, and every block of them is predicted from the
 same known tokens as at home: those of the blocks before it ("prefix", as in sampling) or of all
 others ("around", as in inpainting); the rest of the canvas is unknown. A block should cost what it
-costs at home. In nats a token; the block is wholly masked.
+costs at home. In nats a token; the block is wholly masked. Of blocks beyond the image nothing is
+known that they could be compared with.
 """
 
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,13 +26,14 @@ from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.programs import command_line
 from vqjax.runs.build import data_settings
 
-sys.path.append(str(Path(__file__).parents[1]))
-
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a multi-grained prior")
 NUM = flags.DEFINE_integer("num", 256, "Held-out images")
 flags.mark_flag_as_required("workdir")
 
 Grid = tuple[int, int]
+
+# By name: whether all blocks but the query block are known, or those before it alone.
+CONTEXTS = {"prefix": False, "around": True}
 
 
 @functools.partial(jax.jit, static_argnames=("prior", "grid", "corner"))
@@ -172,9 +172,6 @@ def main() -> None:
             at_home.setdefault(name, nats)
             cells.append(f"{nats:>10.3f}{nats - at_home[name]:>+8.3f}")
         print(f"{grid[0]}x{grid[1]:<10}{corner!s:<12}" + "".join(cells), flush=True)
-
-
-CONTEXTS = {"prefix": False, "around": True}
 
 
 if __name__ == "__main__":

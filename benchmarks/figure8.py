@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
+from vqjax.errors import InputError
 from vqjax.evaluation.results import read_results
 from vqjax.files import write_whole
 from vqjax.programs import command_line
@@ -49,6 +50,8 @@ def run_command(*arguments: str) -> None:
 def trained(run: Path, workdir: Path, block: int) -> Path:
     """The folder of a run with a prior of this block: the given run where that is its own."""
     own = read_config(run).prior.model
+    if not isinstance(own.query_blocks_per_image, int) or read_config(run).data.resolution != 32:
+        raise InputError(f"--run={run}: a run of configs/openmoji_effvqgan.py as it is is needed")
     if block == own.block_size:
         return run
     folder = workdir / f"block{block}"
@@ -70,7 +73,8 @@ def score(folder: Path, out: Path, steps: int) -> Score:
         *("-m", "vqjax", "evaluate", "--what=generation"),
         *(f"--workdir={folder}", f"--out={out}", f"--num={NUM.value}", f"--steps={steps}"),
     )
-    (entry,) = read_results(out).values()
+    # The last one, where there are some of other numbers of samples.
+    entry = list(read_results(out).values())[-1]
     return entry["metrics"][METRIC], entry["spread"][METRIC]
 
 

@@ -63,8 +63,8 @@ def efficient_vqgan(
     config.data.resolution = args.res
     config.data.workers = 8
     large = args.res > 256
-    # Where eight cards of 80 GB do not hold a step without, see docs/performance.md.
-    need = {"tokenizer": args.res > 512, "prior": False}
+    # Where cards of 80 GB may not hold a step without, see docs/performance.md.
+    need = {"tokenizer": args.res > 512, "prior": args.res // args.f > 16}
     remat = common.one_of(
         "remat",
         args.remat,
@@ -84,6 +84,7 @@ def efficient_vqgan(
         "mlp_ratio": 4,
         "remat": remat["tokenizer"],
         "dtype": "bfloat16",
+        "implementation": "xla",
         "quantizer": codebook,
     }
     # Table 7's: the convolutional tokenizer of VQGAN.
@@ -110,6 +111,7 @@ def efficient_vqgan(
         "scan": True,
         "remat": remat["tokenizer"],
         "dtype": "bfloat16",
+        "implementation": "xla",
         "quantizer": codebook | {"num_codes": 8192, "code_dim": 32, "latent_norm": "l2"},
     }
     models = {"efficient": efficient, "vqgan": convolutional, "vit": vit}
@@ -124,7 +126,14 @@ def efficient_vqgan(
     discriminator.start = 10_000
     discriminator.ramp = 10_000
     if args.tokenizer == "efficient":
-        discriminator.model = ConfigDict({"name": "projected", "dtype": "bfloat16"})
+        discriminator.model = ConfigDict(
+            {
+                "name": "projected",
+                "dtype": "bfloat16",
+                "frozen_dtype": "float32",
+                "head_depth": "fixed",
+            }
+        )
         discriminator.augment = ("color", "translation", "cutout")
         discriminator.optimizer.learning_rate = 2e-4
         # As its authors train it, to the end.
@@ -166,6 +175,7 @@ def efficient_vqgan(
             "scan": True,
             "remat": remat["prior"],
             "dtype": "bfloat16",
+            "implementation": "xla",
         }
     )
     prior.batch_size = 256

@@ -25,9 +25,12 @@ Arguments, as in `--config=...:f=8`:
                 the paper's, VQGAN's gradient codebook without any of that, which collapsed to a few
                 codes where we tried it (ema)
     remat       recompute activations in the backward pass: true, false or auto, which does so where
-                eight cards of 80 GB need it: the tokenizer at 1024 pixels. Eight chips of 16 GB, or
-                one card, need true (auto)
-    block       W_s, side of a query block: 1 (autoregressive), 2, 4, 8 or 16 (8); figures 8 and 9
+                cards of 80 GB may need it: the tokenizer at 1024 pixels, the prior above 16x16
+                latents. Eight chips of 16 GB, or one card for the prior, need true (auto)
+    block       W_s, side of a query block: 1 (autoregressive), 2, 4, 8 or 16 (8); figures 8 and 9.
+                A step predicts as many blocks of an image as have 1,024 positions: on 16x16 latents
+                3 of block=1, 10 of block=2. --config.prior.model.query_blocks_per_image=256 and 64
+                are all of them, as in the paper
     halo        E_s, how far a window reaches beyond its query block (2)
     T           parallel steps in a block (8); figure 8 has 4, 8, 12, 16, 24 and 32. It is a setting
                 of the sampler: `sample.py --steps` has the same effect on a trained run

@@ -64,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "mlp_ratio": 4,
         "remat": False,
         "dtype": "float32",
+        "implementation": "xla",
         "quantizer": codebook,
     }
     vit = {
@@ -77,6 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "scan": True,
         "remat": False,
         "dtype": "float32",
+        "implementation": "xla",
         "quantizer": codebook | {"latent_norm": "l2"},
     }
     tokenizer = config.tokenizer
@@ -93,7 +95,12 @@ def get_config(arg: str = "") -> ConfigDict:
             args.gan,
             {
                 "patchgan": {"name": "patchgan", "num_layers": 2, "width": 32, "dtype": "float32"},
-                "projected": {"name": "projected", "dtype": "float32"},
+                "projected": {
+                    "name": "projected",
+                    "dtype": "float32",
+                    "frozen_dtype": "float32",
+                    "head_depth": "fixed",
+                },
                 "none": {"name": "none"},
             },
         )
@@ -138,6 +145,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "scan": False,
             "remat": False,
             "dtype": "float32",
+            "implementation": "xla",
         }
     )
     prior.batch_size = 32

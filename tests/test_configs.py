@@ -166,9 +166,9 @@ def test_full_size_codebooks():
     ("arg", "expected"),
     [
         ("", (False, False)),
-        ("res=512", (False, False)),
+        ("res=512", (False, True)),
         ("f=32,res=512", (False, False)),
-        ("res=1024", (True, False)),
+        ("res=1024", (True, True)),
         ("res=1024,remat=false", (False, False)),
         ("tokenizer=vqgan,remat=true", (True, True)),
     ],

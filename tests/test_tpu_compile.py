@@ -51,12 +51,12 @@ began = time.monotonic()
 compiled = jit_train_step(stage, mesh).lower(
     abstract_state(stage, mesh),
     placed(stage.frozen_shapes(), mesh),
-    batch_shapes(stage.config.batch_size, config.data.resolution, 0, mesh),
+    batch_shapes(stage.settings.batch_size, config.data.resolution, 0, mesh),
 ).compile()
 plan = compiled.memory_analysis()
 print(json.dumps({
     "chips": mesh.size,
-    "batch": stage.config.batch_size,
+    "batch": stage.settings.batch_size,
     "compile s": time.monotonic() - began,
     "arguments GiB": plan.argument_size_in_bytes / 2**30,
     "results besides GiB": (plan.output_size_in_bytes - plan.alias_size_in_bytes) / 2**30,

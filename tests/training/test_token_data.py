@@ -83,7 +83,7 @@ def test_from_images_from_memory_and_from_disk_it_is_one_training(workdir, caplo
     assert_same_losses(memory, images)
 
     assert tokenize(workdir) == 0
-    on_disk = config_of(tokens=str(workdir / "tokens" / "tokenizer-train"), in_memory=0)
+    on_disk = config_of(tokens=str(workdir / "tokens" / "tokenizer"), in_memory=0)
     disk = train_prior(on_disk, workdir, "disk")
     assert_same_losses(disk, images)
 
@@ -170,7 +170,7 @@ def test_views_of_random_crops(workdir, capsys):
     config = tiny.finished_run().config
     write_config(config, workdir)
     assert tokenize(workdir, "--views=3") == 0
-    tokens = TokensOnDisk(workdir / "tokens" / "tokenizer-train", "tokens")
+    tokens = TokensOnDisk(workdir / "tokens" / "tokenizer", "tokens")
     assert tokens.record.form.views == 3 and tokens[23]["codes"].shape == (3, 16)
     codes = np.stack([tokens[i]["codes"] for i in range(len(tokens))])
     assert (codes[:, 0] != codes[:, 1]).any() and (codes[:, 1] != codes[:, 2]).any()
@@ -196,7 +196,7 @@ def test_views_of_random_crops(workdir, capsys):
     ids=str,
 )
 def test_tokens_of_something_else_are_refused_before_anything_begins(change, message, workdir):
-    folder = workdir / "tokens" / "tokenizer-train"
+    folder = workdir / "tokens" / "tokenizer"
     assert tokenize(workdir) == 0
     config = config_of(tokens=str(folder))
     tiny.make_stage(config, "prior", workdir).check_data(data_of(config))
@@ -210,7 +210,7 @@ def test_tokens_of_something_else_are_refused_before_anything_begins(change, mes
 def test_tokens_of_another_tokenizer_are_refused(workdir):
     """The same tokenizer three steps earlier."""
     assert tokenize(workdir) == 0
-    config = config_of(tokens=str(workdir / "tokens" / "tokenizer-train"))
+    config = config_of(tokens=str(workdir / "tokens" / "tokenizer"))
     shutil.rmtree(workdir / "tokenizer" / "checkpoints" / "12")
     message = r"tokenizer\.weights was sha256 \w+, is now sha256 \w+\. Write its own by vqjax"
     with pytest.raises(InputError, match=message):

@@ -133,11 +133,18 @@ def write_shards(
         with replacing(folder / shard.name) as partial:
             # One record a group: any of them is read without the others.
             writer = ArrayRecordWriter(str(partial), "group_size:1")
+            written = 0
             try:
                 for image in itertools.islice(rows, len(shard.images)):
                     writer.write(to_record(form, image))
+                    written += 1
             finally:
                 writer.close()
+            if written < len(shard.images):
+                raise InputError(
+                    f"{shard.name}: {written} of {len(shard.images)} images came: the data set has"
+                    " changed while it was read; give the command again"
+                )
         yield shard
 
 
@@ -204,4 +211,11 @@ class TokensOnDisk:
         return self.record.images
 
     def __getitem__(self, index: int) -> TokenizedImage:
-        return from_record(self.record.form, self._records[index])
+        try:
+            return from_record(self.record.form, self._records[index])
+        except Exception as e:
+            shard = self.record.shards[index // self.record.shard_images].name
+            raise InputError(
+                f"{self._named}: the tokens of image {index} in {shard} are damaged ({e}): delete"
+                " it and give the command that writes the tokens again"
+            ) from None

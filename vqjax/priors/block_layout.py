@@ -6,7 +6,7 @@ blocks at the border may be partial.
 A grid need not be that of the training images. The frame of a training image then lies somewhere
 on it, and a block in the frame sees the blocks in the frame, as it did in training. For a block
 outside of it the frame slides as far as needed, so that this block comes to lie at the frame's
-border. So every block has a place that training knew, and costs the same on any grid.
+border. So every block has a place that training knew, and takes the same work on any grid.
 
 Source: paper 000, section 3.2.
 """

@@ -70,7 +70,8 @@ class MultiGrainedPrior(Prior):
     Positions are those of cells and blocks in the frame of a training image. On a larger grid that
     frame slides (`vqjax.priors.block_layout`), and halos show what is known beyond it. So that
     training knows such places, the frame of some query blocks is displaced there, by whole blocks
-    and at random.
+    and at random. Where W_s does not divide the training grid, a larger one has cells at places
+    that training did not know: those that were missing of its last blocks.
 
     A query block is trained in one of two contexts. *prefix* is what sampling sees: the blocks
     before it in raster order are known and those after it are not. *random* is all others, as in
@@ -132,10 +133,11 @@ class MultiGrainedPrior(Prior):
         )
         self.block_convolution = DenseGeneral(self.dim, num_axes=2, dtype=self.dtype)
         self.local_projection = Dense(self.dim, dtype=self.dtype)
-        # Of the cells of a frame and those that a halo reaches around it.
-        height, width = (side + 2 * self.halo for side in self.grid)
+        blocks = self.layout(self.grid).frame_grid
+        # Of the cells of a frame, in whole blocks, and those that a halo reaches around it.
+        height, width = (self.block_size * side + 2 * self.halo for side in blocks)
         self.local_position = GridEmbedding((height, width), self.dim)
-        self.global_position = GridEmbedding(self.layout(self.grid).frame_grid, self.dim)
+        self.global_position = GridEmbedding(blocks, self.dim)
         if self.num_ids:
             self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
@@ -237,18 +239,21 @@ class MultiGrainedPrior(Prior):
         there = jnp.all((block >= 0) & (block < jnp.array(layout.block_grid)), axis=-1)
         seen = block[..., 0] * layout.block_grid[1] + block[..., 1]
         own = self.block_tokens(window_codes[:, :queried])
-        global_tokens = jnp.take_along_axis(
-            block_tokens, jnp.where(there, seen, 0)[..., None], axis=1
-        )
+        # In float32, as what is spread over many tokens has its gradient summed over them.
+        own, block_tokens = own[:, None].astype(jnp.float32), block_tokens.astype(jnp.float32)
+        index = jnp.where(there, seen, 0)[..., None]
+        global_tokens = jnp.take_along_axis(block_tokens, index, axis=1)
         is_own = there & (seen == query[:, None])
-        global_tokens = jnp.where(is_own[..., None], own[:, None], global_tokens)
-        global_tokens = add_parameter(global_tokens, self.global_position().reshape(-1, self.dim))
+        global_tokens = jnp.where(is_own[..., None], own, global_tokens)
+        global_tokens = global_tokens + self.global_position().reshape(-1, self.dim)
+        global_tokens = global_tokens.astype(self.dtype)
 
         cell = jnp.stack(jnp.divmod(jnp.asarray(layout.window_cells)[query], grid[1]), axis=-1)
         frame_cell = layout.first_cell + self.block_size * frames
         table = self.local_position()
         cell = cell - frame_cell[:, None]
-        in_frame = jnp.all((cell >= 0) & (cell < jnp.array(self.grid)), axis=-1)
+        frame = self.block_size * np.array(layout.frame_grid)
+        in_frame = jnp.all((cell >= 0) & (cell < frame), axis=-1)
         # Beyond the frame, what is unknown is not seen, as in training.
         local_visible = inside & (in_frame | (window_codes != self.mask_id))
         # What lies further outside has no position of its own.

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import math
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict, config_flags
 
-from vqjax.data import Split, build_source
+from vqjax.data import build_source
 from vqjax.data.pipeline import enumerated_views, view_batches
 from vqjax.data.token_files import (
     FILE,
@@ -47,17 +48,20 @@ from vqjax.training.console import setup_logging
 from vqjax.training.token_data import made_of, token_form, tokenized_images
 
 VIEWS = 10
+# Between two looks at what other processes still have to write.
+POLL_SECONDS = 2.0
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py, with the tokenizer")
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as of train.py, where the data is to be another [the workdir's]"
+    "config",
+    None,
+    "Config file, as of train.py, whose config.data is taken for that of the workdir",
 )
 STAGE = flags.DEFINE_string("stage", "", "A prior, or a tokenizer [the last one]")
-SPLIT = flags.DEFINE_enum("split", "train", ["train", "validation"], "Images of which split")
 NUM_VIEWS = flags.DEFINE_integer(
     "views", None, f"Pictures of each image that is cropped at random [{VIEWS}]"
 )
-OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/tokens/<tokenizer>-<split>]")
+OUT = flags.DEFINE_string("out", "", "Folder to write to [<workdir>/tokens/<tokenizer>]")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that are encoded at once, at least")
 SHARD_IMAGES = flags.DEFINE_integer("shard_images", 4096, "Images of a shard")
 COORDINATOR = flags.DEFINE_string(
@@ -75,7 +79,10 @@ def main() -> None:
     keep_memory_of_host_computation()
     initialise_distributed(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = open_path(WORKDIR.value or "", "--workdir")
-    config = read_config(workdir) if CONFIG.value is None else CONFIG.value
+    config = read_config(workdir)
+    if CONFIG.value is not None:
+        # The tokenizer is the workdir's all the same.
+        config.data = CONFIG.value.data
     check_config(config)
     for flag in (BATCH_SIZE, SHARD_IMAGES):
         if flag.value < 1:
@@ -84,8 +91,7 @@ def main() -> None:
     settings = data_settings(config)
     views = _views(enumerated_views(settings))
     folder = _folder(workdir, tokenizer_of(config, stage))
-    split: Split = "train" if SPLIT.value == "train" else "validation"
-    source = build_source(config.data.source, split, settings.resolution)
+    source = build_source(config.data.source, "train", settings.resolution)
 
     # Each process encodes its own images: none waits for another.
     mesh = make_mesh({"data": -1}, jax.local_devices())
@@ -135,6 +141,9 @@ def main() -> None:
         images = tokenized_images(batches, tokens_of, form)
         for shard in write_shards(folder, form, shards, images):
             log.info("%s is written", shard.name)
+    # Whoever leaves first would end the others, as JAX takes it for a crash.
+    while missing_shards(folder, record.shards):
+        time.sleep(POLL_SECONDS)
     log.info(
         "done; to train on them: --config.%s.data.tokens=%s",
         (stages_of(config, "prior") or ["prior"])[-1],
@@ -167,7 +176,7 @@ def _views(enumerated: int | None) -> int:
 
 def _folder(workdir: epath.Path, tokenizer: str) -> Path:
     """The folder to write to."""
-    default = workdir / "tokens" / f"{tokenizer}-{SPLIT.value}"
+    default = workdir / "tokens" / tokenizer
     folder = open_path(OUT.value, "--out") if OUT.value else default
     if is_remote(folder):
         raise InputError(f"--out={folder}: tokens are written to a disk; name a folder on one")

@@ -17,7 +17,8 @@ from vqjax.files import write_whole
 # Settings that do not change what is trained, so that a run may go on with other values.
 FREE = re.compile(
     r"stages|profile|mesh\..*|sampling\..*|data\.workers"
-    r"|\w+\.frechet\.weights|\w+\.data\.in_memory|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
+    r"|\w+\.frechet\.weights|\w+\.data\.(in_memory|tokens)"
+    r"|\w+\.(log_every|eval_every|eval_images|checkpoint_every|keep_checkpoints|use)"
 )
 # Settings of a model that do not change what it computes.
 COMPUTE = re.compile(r".*\.(dtype|remat|implementation)")

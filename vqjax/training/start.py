@@ -114,7 +114,7 @@ class Start:
             "taken in another form": [taken.note for taken in self.taken.values() if taken.note],
             "fresh here, of another shape": reshaped,
             "fresh here, not there": here,
-            "fresh here, as parts of what is": parts,
+            "fresh here, as another part of the same codebook is": parts,
             "not taken, as not here": there,
         }
         lines += [f"{kind}: {'; '.join(named)}" for kind, named in kinds.items() if named]
