@@ -64,6 +64,8 @@ def test_enumerated_views_are_those_that_images_would_show(settings, views, brok
     settings = dataclasses.replace(settings, on_broken="skip")
     source, condition = Numbered(broken=broken), Draws(NUMBERS.classes)
     tokens = tokens_of(source, settings, views, batch_size=3)
+    # The captions are those of the image that is in the place of a broken one.
+    assert list(tokens.indices) == [6 if i in broken else i for i in range(10)]
     options = {"batch_size": 8, "seed": 3, "start_step": 2}
     seen = take(4, train_batches(source, condition, settings, **options))
     expected = [{"codes": codes_of(b["image"]), "condition": b["condition"]} for b in seen]
@@ -75,6 +77,13 @@ def test_enumerated_views_are_those_that_images_would_show(settings, views, brok
     assert views == 1 or 0 < hits.sum() < len(hits)
 
 
+class Alike(Numbered):
+    """Every image is the same one."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(0)
+
+
 def test_drawn_views_depend_on_seed_index_and_number_alone():
     assert enumerated_views(RANDOM) is None
     tokens = tokens_of(Numbered(), RANDOM, views=3)
@@ -83,6 +92,8 @@ def test_drawn_views_depend_on_seed_index_and_number_alone():
     few = tokens_of(Numbered(), RANDOM, views=2, batch_size=2, indices=[7, 3, 4])
     np.testing.assert_array_equal(few.arrays["codes"], codes[[7, 3, 4], :2])
     assert not np.array_equal(tokens_of(Numbered(), RANDOM, 3, seed=1).arrays["codes"], codes)
+    one, two = tokens_of(Alike(), RANDOM, views=3).arrays["codes"][:2]
+    assert not np.array_equal(one, two)
 
 
 def test_every_epoch_has_every_image_once_and_all_views_come_by():
