@@ -201,6 +201,12 @@ def test_settings_that_may_change(run, config_flag, no_training):
     assert start["from_step"] == {"prior": 12, "tokenizer": 12}
 
 
+def test_kept_tokens_may_be_named_at_a_later_start(capsys, run, config_flag):
+    """They are made by the tokenizer of the run, so not at its first."""
+    message = train_error(capsys, run, config_flag, "--config.prior.data.tokens=/nowhere")
+    assert "=/nowhere: there is no tokens.json in that folder" in message
+
+
 def test_a_start_with_another_condition(capsys, run, config_flag, no_training):
     """A folder of images that was renamed, say: there are as many classes, but other ones."""
     others = ClassCondition(("checks", "dots", "stripes", "waves"))
