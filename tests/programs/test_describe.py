@@ -22,10 +22,10 @@ def test_a_full_size_config(capsys):
     found = described(capsys, "--config=configs/ffhq_effvqgan.py:f=8")
     tokenizer, prior = found["stages"]
     assert (tokenizer["name"], tokenizer["model"]) == ("tokenizer", "efficient_vqgan")
-    assert tokenizer["parameters"] == 11_031_283
+    assert tokenizer["parameters"] == 10_769_139
     assert tokenizer["latent_grid"] == [32, 32] and tokenizer["tokens_per_image"] == 1024
     assert tokenizer["steps"] == 187_500 and tokenizer["discriminator"] == "projected"
-    assert prior["parameters"] == 183_996_672 and prior["decoder"] == "tokenizer"
+    assert prior["parameters"] == 184_002_816 and prior["decoder"] == "tokenizer"
     assert prior["num_codes"] == 1024 and prior["batch_size"] == 256
 
 
