@@ -52,12 +52,8 @@ def nats_of_blocks(
 
     def nats(block: tuple[Array, Array, Array]) -> Float[Array, ""]:
         codes, query, target = block
-        tokens = prior.apply(variables, codes[:, layout.block_cells], method="block_tokens")
-        # A block that is not wholly known is a masked one in the map.
-        known = jnp.all(codes[:, layout.block_cells] != prior.mask_id, axis=-1)
-        masked = jnp.full((prior.block_size**2,), prior.mask_id)
-        blank = prior.apply(variables, masked, method="block_tokens")
-        tokens = jnp.where(known[..., None], tokens, blank)
+        blocks = codes[:, layout.block_cells], jnp.asarray(layout.block_inside)
+        tokens = prior.apply(variables, *blocks, method="known_block_tokens")
         window = codes[:, jnp.asarray(layout.window_cells)[query]]
         rows = jnp.full(len(codes), query)
         logits = prior.apply(variables, window, rows, tokens, condition, grid, corner=corner)

@@ -73,8 +73,7 @@ def score(folder: Path, out: Path, steps: int) -> Score:
         *("-m", "vqjax", "evaluate", "--what=generation"),
         *(f"--workdir={folder}", f"--out={out}", f"--num={NUM.value}", f"--steps={steps}"),
     )
-    # The last one, where there are some of other numbers of samples.
-    entry = list(read_results(out).values())[-1]
+    entry = read_results(out)["generation"]
     return entry["metrics"][METRIC], entry["spread"][METRIC]
 
 

@@ -5,10 +5,11 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from vqjax import registry
+from vqjax.data.delivery import Share
 from vqjax.data.folder import Folder
 from vqjax.data.images import BrokenImageError
 from vqjax.data.openmoji import OpenMoji
-from vqjax.data.pipeline import DataSettings, Share, evaluation_batches, train_batches
+from vqjax.data.pipeline import DataSettings, evaluation_batches, train_batches
 from vqjax.data.sources import Example, Source, Split
 from vqjax.data.tfds import TFDS
 

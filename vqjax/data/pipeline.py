@@ -1,26 +1,22 @@
 """Batches of a source: a pure function of the step, on any number of processes and workers."""
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import grain
 import numpy as np
-from absl import flags
 
 from vqjax.conditions import Condition
+from vqjax.data.delivery import WHOLE, Batch, Share, deliver, local_batch_size
 from vqjax.data.images import BrokenImageError, center_crop, random_crop, random_flip
 from vqjax.data.sources import Source
 from vqjax.errors import InputError
 from vqjax.settings import Range, check_settings, setting
 
-Batch = dict[str, np.ndarray]
 Crop = Literal["center", "random"]
 OnBroken = Literal["error", "skip"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +39,6 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Checks the fields."""
         check_settings(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """The part of every batch that a process loads: the `index`-th of `count`, from 0."""
-
-    index: int = 0
-    count: int = 1
-
-
-WHOLE = Share()
-
-# Batches decoded ahead, each by one thread: image decoding and resizing release the GIL.
-_READ_AHEAD = 4
 
 
 def train_batches(
@@ -134,7 +116,7 @@ def shuffled_batches(
     Raises:
         InputError: arguments out of range.
     """
-    local = _local_batch_size(batch_size, share)
+    local = local_batch_size(batch_size, share)
     if not 0 <= seed < 2**32:
         raise InputError(f"config.seed={seed}: give a seed from 0 to {2**32 - 1}")
     # grain seeds what is drawn by its place in this chain, which is so the same for images and for
@@ -142,7 +124,7 @@ def shuffled_batches(
     elements = grain.MapDataset.range(count).seed(seed).shuffle().repeat().map(read)
     batch = _TrainBatch(elements.random_map(draw), batch_size, share.index * local, local)
     steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch)
-    return _deliver(steps, workers)
+    return deliver(steps, workers)
 
 
 def enumerated_views(settings: DataSettings) -> int | None:
@@ -184,11 +166,11 @@ def view_batches(
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
     """
-    local = _local_batch_size(batch_size, share)
+    local = local_batch_size(batch_size, share)
     read = _ReadViews(_Read(source, settings.on_broken), settings, views, seed)
     batch = _ViewBatch(read, indices, batch_size, share.index * local, local)
     batches = -(-len(indices) // batch_size)
-    return _deliver(grain.MapDataset.range(batches).map(batch), settings.workers)
+    return deliver(grain.MapDataset.range(batches).map(batch), settings.workers)
 
 
 def evaluation_batches(
@@ -224,14 +206,14 @@ def evaluation_batches(
     Raises:
         InputError: arguments out of range; from the iterator, a broken image.
     """
-    local = _local_batch_size(batch_size, share)
+    local = local_batch_size(batch_size, share)
     count = len(source) if limit is None else min(limit, len(source))
 
     read = _ReadCentre(_Read(source, settings.on_broken), condition, settings.resolution)
     order = np.random.default_rng(0).permutation(len(source))[:count]
     batch = _EvaluationBatch(read, order, batch_size, share.index * local, local)
     batches = max(-(-count // batch_size), start)
-    return _deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
+    return deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
 
 
 # An example, its index, and under "broken" the messages of the broken images that it stands in for;
@@ -385,39 +367,3 @@ def _stack(elements: list[_Element]) -> dict[str, Any]:
 
 def _broken(elements: list[_Element]) -> list[str]:
     return [message for element in elements for message in element["broken"]]
-
-
-def _deliver(steps: grain.MapDataset, workers: int) -> Generator[Batch, None, None]:
-    """Reads ahead, keeping the order, and reports broken images here, where the log is."""
-    ahead = steps.to_iter_dataset(
-        grain.ReadOptions(
-            num_threads=1 if workers else _READ_AHEAD, prefetch_buffer_size=_READ_AHEAD
-        )
-    )
-    if workers:
-        # grain reads flags to start its workers, which fails where no program has parsed any.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        )
-    iterator = iter(ahead)
-    reported: set[str] = set()
-    try:
-        for batch in iterator:
-            for message in batch.pop("broken"):
-                if message not in reported:
-                    reported.add(message)
-                    _log.warning("broken image %d left out: %s", len(reported), message)
-            yield batch
-    finally:
-        iterator.close()
-
-
-def _local_batch_size(batch_size: int, share: Share) -> int:
-    if batch_size <= 0 or batch_size % share.count:
-        raise InputError(
-            f"batch_size={batch_size} cannot be shared by {share.count} processes; "
-            f"choose a multiple of {share.count}"
-        )
-    return batch_size // share.count

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from vqjax.conditions import Condition
-from vqjax.data.pipeline import WHOLE, Batch, Share, shuffled_batches
+from vqjax.data.delivery import WHOLE, Batch, Share
+from vqjax.data.pipeline import shuffled_batches
 from vqjax.data.sources import Source
 from vqjax.settings import Range, check_settings, setting
 

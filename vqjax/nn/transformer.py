@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Bool, Float
 
+from vqjax.errors import check_fields
 from vqjax.nn.attention import Implementation, MultiHeadAttention
 from vqjax.nn.linear import Dense
 
@@ -155,3 +156,13 @@ def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
         f"block_{i}": jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(number)
     }
     return {**blocks, **rest}
+
+
+def check_heads(model: Any) -> None:
+    """Checks that a model's field `num_heads` divides its `dim`.
+
+    Raises:
+        FieldError: it does not.
+    """
+    divides = model.dim % model.num_heads == 0
+    check_fields(model, [("num_heads", divides, f"a divisor of dim={model.dim}")])

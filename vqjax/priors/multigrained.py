@@ -5,7 +5,7 @@ Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked traini
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import einops
 import flax.linen as nn
@@ -14,42 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.errors import check_fields
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, DenseGeneral, Embed, add_parameter
 from vqjax.nn.positions import GridEmbedding
-from vqjax.nn.transformer import INITIALIZER, Transformer, unrolled
+from vqjax.nn.transformer import INITIALIZER, Transformer, check_heads, unrolled
 from vqjax.priors.base import Prior, Sums
 from vqjax.priors.block_layout import BlockLayout, Grid, block_layout
 from vqjax.priors.condition import ConditionEmbedding
-from vqjax.priors.masking import MaskSchedule, mask_count, masked_fraction, random_mask
+from vqjax.priors.contexts import Context, Contexts, HaloMask, Masks, draw_queries
+from vqjax.priors.masking import MaskSchedule
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
-Context = Literal["mixed", "random", "prefix", "around"]
-HaloMask = Literal["block", "own", "query"]
 # Fractions of a query block that are masked for the held-out losses.
 MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
 # Positions of all sequences of an image, at most, where query_blocks_per_image="auto": as many as
 # full attention has on a grid of 32 x 32.
 _MOST_POSITIONS = 1_024
-
-
-class Masks(NamedTuple):
-    """Query blocks of a batch, and what each of them is not shown.
-
-    Attributes:
-        queries: index of each query block.
-        window: masked cells of its window, at least one of the block itself.
-        blocks: masked blocks of the global map.
-        frames: block (row, column) with which the frame of each query block begins.
-    """
-
-    queries: Int[Array, "b s"]
-    window: Bool[Array, "b s n"]
-    blocks: Bool[Array, "b s g"]
-    frames: Int[Array, "b s 2"]
 
 
 class MultiGrainedPrior(Prior):
@@ -123,8 +105,7 @@ class MultiGrainedPrior(Prior):
             FieldError: a value out of its range, or heads that do not divide the width.
         """
         super().__post_init__()
-        divides = self.dim % self.num_heads == 0
-        check_fields(self, [("num_heads", divides, f"a divisor of dim={self.dim}")])
+        check_heads(self)
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
@@ -198,6 +179,20 @@ class MultiGrainedPrior(Prior):
                 cells outside the grid are `mask_id`.
         """
         return self.block_convolution(self.code_embedding(block_codes))
+
+    def known_block_tokens(
+        self, block_codes: Int[Array, "*b q"], inside: Bool[Array, "*#b q"]
+    ) -> Float[Array, "*b d"]:
+        """The global tokens of blocks as sampling sees them, without their positions.
+
+        Args:
+            block_codes: as in `block_tokens`, whatever outside the grid.
+            inside: which of the cells are in the grid. A block is of its codes where all of these
+                are known, else a masked one.
+        """
+        codes = jnp.where(inside, block_codes, self.mask_id)
+        complete = jnp.all((codes != self.mask_id) | ~inside, axis=-1, keepdims=True)
+        return self.block_tokens(jnp.where(complete, codes, self.mask_id))
 
     def __call__(
         self,
@@ -384,14 +379,6 @@ class MultiGrainedPrior(Prior):
         nats, numbers = jax.lax.map(loss_of, stacked)
         return {name: (nats[i], numbers[i]) for i, name in enumerate(drawn)}
 
-    def _draw_queries(self, batch: int, layout: BlockLayout, train: bool) -> Int[Array, "b s"]:
-        """The blocks of each image that are predicted."""
-        drawn = self.drawn_blocks(layout.grid, train)
-        if drawn == layout.num_blocks:
-            return jnp.broadcast_to(jnp.arange(layout.num_blocks), (batch, layout.num_blocks))
-        score = jax.random.uniform(self.make_rng("mask"), (batch, layout.num_blocks))
-        return jnp.argsort(score, axis=1)[:, :drawn]
-
     def _draw_masks(
         self,
         tokens: Tokens,
@@ -401,60 +388,13 @@ class MultiGrainedPrior(Prior):
     ) -> Masks:
         """Query blocks, and what is hidden from them, as `loss` describes it."""
         layout = self.layout(tokens.grid)
-        queries = self._draw_queries(tokens.codes.shape[0], layout, train)
 
-        def fraction() -> Float[Array, "b s"]:
-            if mask_ratio is not None:
-                return jnp.full(queries.shape, mask_ratio)
-            ratio = jax.random.uniform(self.make_rng("mask"), queries.shape)
-            return masked_fraction(ratio, self.mask_schedule)
+        def new_key() -> Key[Array, ""]:
+            return self.make_rng("mask")
 
-        def bernoulli(rate: Float[Array, "b s"], size: int) -> Bool[Array, "b s size"]:
-            key: Key[Array, ""] = self.make_rng("mask")
-            return jax.random.uniform(key, (*rate.shape, size)) < rate[..., None]
-
-        query_fraction = fraction()
-        inside = jnp.asarray(layout.block_inside)[queries]
-        count = mask_count(query_fraction, jnp.sum(inside, axis=-1))
-        query_mask = random_mask(self.make_rng("mask"), inside, count)
-        halo_block = jnp.asarray(layout.window_block)[queries][..., self.block_size**2 :]
-
-        def random() -> tuple[Bool[Array, "b s h"], Bool[Array, "b s g"]]:
-            blocks = bernoulli(fraction(), layout.num_blocks)
-            rate = query_fraction if self.halo_mask == "query" else fraction()
-            halo = bernoulli(rate, halo_block.shape[-1])
-            if self.halo_mask == "block":
-                halo &= jnp.take_along_axis(blocks, halo_block, axis=-1)
-            return halo, blocks
-
-        def prefix() -> tuple[Bool[Array, "b s h"], Bool[Array, "b s g"]]:
-            blocks = jnp.arange(layout.num_blocks) > queries[..., None]
-            return halo_block > queries[..., None], blocks
-
-        if context == "around":
-            halo_mask = jnp.zeros(halo_block.shape, bool)
-            block_mask = jnp.zeros((*queries.shape, layout.num_blocks), bool)
-        elif context == "prefix":
-            halo_mask, block_mask = prefix()
-        elif context == "random":
-            halo_mask, block_mask = random()
-        else:
-            chosen = bernoulli(jnp.full(queries.shape, self.prefix_context), 1)
-            halo_mask, block_mask = (
-                jnp.where(chosen, a, b) for a, b in zip(prefix(), random(), strict=True)
-            )
-        window_mask = jnp.concatenate([query_mask, halo_mask], axis=-1)
-        return Masks(queries, window_mask, block_mask, self._draw_frames(queries, layout, train))
-
-    def _draw_frames(
-        self, queries: Int[Array, "b s"], layout: BlockLayout, train: bool
-    ) -> Int[Array, "b s 2"]:
-        """The frame of each query block: that of the image, but for some of a training step."""
-        frames = jnp.asarray(layout.frame_place)[queries]
-        if not train or not self.frame_shift:
-            return frames
-        shifted = jax.random.bernoulli(self.make_rng("mask"), self.frame_shift, queries.shape)
-        place = jax.random.uniform(self.make_rng("mask"), frames.shape)
-        place = jnp.floor(place * jnp.array(layout.frame_grid)).astype(jnp.int32)
-        others = jnp.asarray(layout.block_place)[queries] - place
-        return jnp.where(shifted[..., None], others, frames)
+        drawn = self.drawn_blocks(tokens.grid, train)
+        queries = draw_queries(new_key, len(tokens.codes), layout.num_blocks, drawn)
+        contexts = Contexts(
+            self.prefix_context, self.halo_mask, self.mask_schedule, self.frame_shift
+        )
+        return contexts.draw(new_key, layout, queries, context, mask_ratio, train)

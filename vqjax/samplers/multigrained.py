@@ -91,9 +91,6 @@ def _sample(
     batch = len(condition)
     last_step = layout.num_blocks * settings.steps - 1
 
-    def block_tokens(block_codes: Int[Array, "*b q"]) -> Float[Array, "*b d"]:
-        return prior.apply(variables, block_codes, method="block_tokens")
-
     def logits_of(
         window: Int[Array, "b n"],
         query: Int[Array, "b"],
@@ -104,10 +101,7 @@ def _sample(
         return prior.apply(variables, *rows, grid, corner=corner)
 
     def seen(block_codes: Int[Array, "*b q"], inside: Bool[Array, "*#b q"]) -> Float[Array, "*b d"]:
-        """A block's global token: of its codes where they are all known, else of a masked block."""
-        codes = jnp.where(inside, block_codes, mask_id)
-        complete = jnp.all((codes != mask_id) | ~inside, axis=-1, keepdims=True)
-        return block_tokens(jnp.where(complete, codes, mask_id))
+        return prior.apply(variables, block_codes, inside, method="known_block_tokens")
 
     def visit(turn: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes, global_tokens = carry

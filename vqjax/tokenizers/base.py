@@ -50,6 +50,8 @@ class Tokenizer(nn.Module):
     last_layer: ClassVar[str] = "last_convolution"
     # Names of the parameters that `decode` alone reads: those that a decoder stage trains.
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_convolution")
+    # Why it decodes an image whole, for messages.
+    whole_because: ClassVar[str] = "this tokenizer decodes the whole image at once"
     # Streams that a training step draws random numbers from, besides "params".
     rngs: ClassVar[tuple[str, ...]] = ("restart",)
 
@@ -103,10 +105,16 @@ class Tokenizer(nn.Module):
     def check_tile(self, tile: int) -> None:
         """Checks the side of the tiles that `decode` is asked for, in pixels; 0 is no tiles.
 
+        Here all others are refused: one that can decode in tiles checks their side.
+
         Raises:
             InputError: the tokenizer cannot decode in such tiles.
         """
-        raise NotImplementedError
+        if tile:
+            raise InputError(
+                f"decoding in tiles of {tile} pixels: {self.whole_because} and cannot do that; set"
+                " 0, and decode fewer images at a time"
+            )
 
     def make_last_layer(self) -> nn.Module:
         """The layer that turns features into pixels: a convolution, unless a tokenizer differs.

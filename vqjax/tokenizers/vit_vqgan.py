@@ -15,11 +15,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.errors import InputError, check_fields
 from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, add_parameter
 from vqjax.nn.positions import GridEmbedding
-from vqjax.nn.transformer import Transformer
+from vqjax.nn.transformer import Transformer, check_heads
 from vqjax.settings import Range, setting
 from vqjax.tokenizers.base import Tokenizer
 
@@ -134,6 +133,7 @@ class ViTVQGAN(Tokenizer):
 
     last_layer: ClassVar[str] = "last_linear"
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_linear")
+    whole_because: ClassVar[str] = "a ViT-VQGAN attends to the whole image"
 
     patch_size: int = setting(8, "side of a patch in pixels: the factor f", Range(1))
     dim: int = setting(768, "width of both transformers", Range(1))
@@ -159,8 +159,7 @@ class ViTVQGAN(Tokenizer):
             FieldError: a value out of its range, or heads that do not divide the width.
         """
         super().__post_init__()
-        divides = self.dim % self.num_heads == 0
-        check_fields(self, [("num_heads", divides, f"a divisor of dim={self.dim}")])
+        check_heads(self)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
@@ -190,15 +189,3 @@ class ViTVQGAN(Tokenizer):
     def downsampling(self) -> int:
         """The factor f between the sides of image and latent grid."""
         return self.patch_size
-
-    def check_tile(self, tile: int) -> None:
-        """Refuses tiles: attention is over the whole map.
-
-        Raises:
-            InputError: `tile` is not 0.
-        """
-        if tile:
-            raise InputError(
-                f"decoding in tiles of {tile} pixels: a ViT-VQGAN attends to the whole image and"
-                " cannot do that; set 0, and decode fewer images at a time"
-            )

@@ -7,12 +7,12 @@ GroupNorm and attention take in the whole map. So the same weights take any reso
 downsampling factor divides, but every pixel depends on every code.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vqjax.errors import InputError, check_fields
+from vqjax.errors import check_fields
 from vqjax.nn.convolutional import (
     Convolution,
     Downsampling,
@@ -93,6 +93,8 @@ class VQGAN(Tokenizer):
     resolution, which this model does not know: their 16 is a factor of 256 / 16.
     """
 
+    whole_because: ClassVar[str] = "a convolutional VQGAN normalises over the whole image"
+
     width: int = setting(128, "of the first level", Range(1))
     multipliers: tuple[int, ...] = setting(
         (1, 1, 2, 2, 4), "width of each level over that of the first, finest first", Range(1)
@@ -145,15 +147,3 @@ class VQGAN(Tokenizer):
     def downsampling(self) -> int:
         """The factor f between the sides of image and latent grid."""
         return 2 ** (len(self.multipliers) - 1)
-
-    def check_tile(self, tile: int) -> None:
-        """Refuses tiles: the statistics of GroupNorm, and attention, are of the whole map.
-
-        Raises:
-            InputError: `tile` is not 0.
-        """
-        if tile:
-            raise InputError(
-                f"decoding in tiles of {tile} pixels: a convolutional VQGAN normalises over the"
-                " whole image and cannot do that; set 0, and decode fewer images at a time"
-            )

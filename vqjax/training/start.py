@@ -1,7 +1,6 @@
 """The start of a stage from trained weights of a model that may differ: which arrays are taken."""
 
 import dataclasses
-import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +17,6 @@ from vqjax.parallel import leaf_path, replicated
 from vqjax.quantizers import STATE
 from vqjax.runs.stages import TrainedStage
 from vqjax.runs.weights import load_weights, saved_variables
-
-log = logging.getLogger(__name__)
 
 # Arrays, or their shapes, of {"params": ..., **collections} by path.
 Leaves = Mapping[str, Any]
