@@ -272,7 +272,10 @@ def stage_of_run(
     """
     named = f"config.{stage}.{setting}={config[stage][setting]}"
     folder = open_path(config[stage][setting], f"config.{stage}.{setting}")
-    theirs = read_config(folder)
+    try:
+        theirs = read_config(folder)
+    except InputError as e:
+        raise InputError(f"{named}: {e}") from None
     if stage not in all_stages(theirs):
         raise InputError(f"{named}: that run has no stage {stage}")
     settings = theirs[stage]
