@@ -108,7 +108,7 @@ def test_weights_that_will_not_be_there_are_missed_before_any_training(tmp_path)
     (workdir / "decoder" / "checkpoints").mkdir(parents=True)
     check_weights_will_be_there(config, workdir)
     config.prior.init_from = str(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="config.prior.init_from=.*nowhere is not the folder of a run"):
+    with pytest.raises(InputError, match=r"prior\.init_from=.*nowhere is not the folder of a run"):
         check_weights_will_be_there(config, workdir)
     # A stage that goes on from its own checkpoint has what it started from.
     (workdir / "prior" / "checkpoints" / "3").mkdir(parents=True)
