@@ -17,3 +17,9 @@ def all_equations(program):
         yield equation
         for inner in inner_programs(equation):
             yield from all_equations(inner)
+
+
+def products(program):
+    """Its matrix products and convolutions."""
+    names = ("conv_general_dilated", "dot_general")
+    return [found for found in all_equations(program) if found.primitive.name in names]

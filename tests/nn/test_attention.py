@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from traced import products
 
 from vqjax.nn.attention import MultiHeadAttention, attention
 
@@ -138,3 +139,20 @@ def test_parameters_are_float32_in_bfloat16():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"8.*3 heads"):
         MultiHeadAttention(3).init(jax.random.key(0), jnp.ones((1, 3, 8)))
+
+
+@pytest.mark.parametrize("precision", [None, "highest"])
+def test_a_backward_pass_multiplies_in_the_dtype_and_precision_of_the_call(precision):
+    def total(query, key, value):
+        with jax.default_matmul_precision(precision):
+            return jnp.sum(attention(query, key, value))
+
+    x = jax.ShapeDtypeStruct((1, 4, HEADS, WIDTH), jnp.bfloat16)
+    program = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(x, x, x).jaxpr
+    found = products(program)
+    # Query x key, weights x value, and two gradients of each.
+    assert len(found) == 6
+    factors = {str(factor.aval.dtype) for product in found for factor in product.invars}
+    assert factors == {"bfloat16"}
+    wanted = precision and (jax.lax.Precision.HIGHEST,) * 2
+    assert {product.params["precision"] for product in found} == {wanted}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from traced import all_equations
+from traced import products
 
 from vqjax.nn import convolve as module
 from vqjax.nn.convolutional import Convolution
@@ -127,9 +127,6 @@ def test_gradients_are_as_precise_as_the_call():
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 9, 9, 2), (3, 3, 2, 2))]
     program = jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes).jaxpr
-    products = ("conv_general_dilated", "dot_general")
-    precisions = [
-        e.params["precision"] for e in all_equations(program) if e.primitive.name in products
-    ]
+    precisions = [product.params["precision"] for product in products(program)]
     highest = jax.lax.Precision.HIGHEST
     assert len(precisions) >= 3 and set(precisions) == {(highest, highest)}

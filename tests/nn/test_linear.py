@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traced import products
 
 from vqjax.nn import linear
 
@@ -85,3 +86,14 @@ def test_the_gradient_of_an_added_parameter_is_a_sum_in_float32():
     y, pull_back = jax.vjp(linear.add_parameter, x, value)
     np.testing.assert_array_equal(y, x + value.astype(jnp.bfloat16))
     np.testing.assert_array_equal(pull_back(y * 0 + 1)[1], np.full((3, 4), 64 * 128))
+
+
+def test_gradients_are_as_precise_as_the_call():
+    def total(x, kernel):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(linear.contract(x, kernel, 1))
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3), (3, 4))]
+    program = jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes).jaxpr
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert {p.params["precision"] for p in products(program)} == {highest}

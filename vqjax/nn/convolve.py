@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.nn.linear import float32_product
+from vqjax.nn.linear import called_precision, float32_product
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 Padding = int | tuple[int, int] | Pairs
@@ -84,8 +84,7 @@ def convolve(
     along = (padding, padding) if isinstance(padding, int) else padding
     top, left = ((p, p) if isinstance(p, int) else p for p in along)
     (_, h, w, _), (height, width) = x.shape, kernel.shape[:2]
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    geometry = _Geometry(stride, (top, left), (height, width), (h, w), precision)
+    geometry = _Geometry(stride, (top, left), (height, width), (h, w), called_precision())
     y = _convolve(geometry, x, kernel)
     return y if bias is None else _add_bias(y, bias)
 

@@ -50,7 +50,11 @@ def float32_product(a: Array, b: Array, dimensions: jax.lax.DotDimensionNumbers)
     return jax.lax.platform_dependent(a, b, cpu=widened, default=product)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def called_precision() -> str | None:
+    """That of `jax.default_matmul_precision` here, for a backward rule, which is traced later."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
 def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
     """The product of activations and a kernel, in the dtype of the activations.
 
@@ -63,27 +67,35 @@ def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int) -> 
     Returns:
         (*b, *outputs).
     """
+    return _contract(axes, called_precision(), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _contract(axes: int, precision: str | None, x: Array, kernel: Array) -> Array:
     return jnp.tensordot(x, kernel.astype(x.dtype), axes)
 
 
-def _contract_forward(x: Array, kernel: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
+def _contract_forward(
+    axes: int, precision: str | None, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
     kernel = kernel.astype(x.dtype)
     return jnp.tensordot(x, kernel, axes), (x, kernel)
 
 
 def _contract_backward(
-    axes: int, saved: tuple[Array, Array], gradient: Array
+    axes: int, precision: str | None, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
     outputs, batch = kernel.ndim - axes, tuple(range(x.ndim - axes))
-    to_x = jnp.tensordot(gradient, jnp.moveaxis(kernel, range(axes), range(-axes, 0)), outputs)
-
-    to_kernel = float32_product(gradient, x, ((batch, batch), ((), ())))
+    turned = jnp.moveaxis(kernel, range(axes), range(-axes, 0))
+    with jax.default_matmul_precision(precision):
+        to_x = jnp.tensordot(gradient, turned, outputs)
+        to_kernel = float32_product(gradient, x, ((batch, batch), ((), ())))
     # In this order, that of JAX's own rule, the sums are its own to the last digit.
     return to_x, jnp.moveaxis(to_kernel, range(outputs), range(axes, kernel.ndim))
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+_contract.defvjp(_contract_forward, _contract_backward)
 
 
 class DenseGeneral(nn.Module):
