@@ -120,7 +120,12 @@ def test_a_prior_takes_the_classes_that_it_shares_and_all_else_that_fits(
     shared = len(set(classes) & set(tiny.CLASSES))
     assert f"{table} has {shared} of its {len(classes)} rows of the classes" in text
 
-    assert "fresh here, of another shape: params/" in text and "32 there, " in text
+    for path in ("local_position/row", "global_position/column"):
+        rows, old = (leaves_by_path(tree)[f"params/{path}"] for tree in (started, theirs))
+        assert len(rows) > len(old)
+        # Its ends are those of the table there.
+        np.testing.assert_array_equal(np.asarray(rows)[[0, -1]], np.asarray(old)[[0, -1]])
+        assert f"params/{path} is stretched from {len(old)} to {len(rows)} cells" in text
     assert_all_is_told(fresh, started, theirs, text)
 
 

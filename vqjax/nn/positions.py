@@ -24,7 +24,10 @@ class GridEmbedding(nn.Module):
         tables = []
         for name, size, wanted in zip(("row", "column"), self.grid, grid or self.grid, strict=True):
             table = self.param(name, INITIALIZER, (size, self.dim))
-            if wanted != size:
-                table = jax.image.resize(table, (wanted, self.dim), "linear")
-            tables.append(table)
+            tables.append(table if wanted == size else stretched(table, wanted))
         return tables[0][:, None] + tables[1][None, :]
+
+
+def stretched(table: Float[Array, "n dim"], size: int) -> Float[Array, "size dim"]:
+    """A table of positions for a side of another number of cells, interpolated."""
+    return jax.image.resize(table, (size, table.shape[-1]), "linear")

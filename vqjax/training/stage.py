@@ -29,7 +29,14 @@ from vqjax.runs.stages import (
 from vqjax.runs.workdir import read_condition
 from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import ema_update, make_optimizer
-from vqjax.training.start import Rule, Start, codebook_rule, condition_rule, plan_start
+from vqjax.training.start import (
+    Rule,
+    Start,
+    codebook_rule,
+    condition_rule,
+    plan_start,
+    position_rule,
+)
 from vqjax.training.state import Network, State
 
 log = logging.getLogger(__name__)
@@ -228,7 +235,7 @@ class Stage(abc.ABC):
         source = self.source_of_start()
         if source is None:
             return None
-        rules: list[Rule] = [codebook_rule]
+        rules: list[Rule] = [codebook_rule, position_rule]
         if source.settings.kind == "prior":
             rules.append(condition_rule(self.condition, read_condition(source.folder.parent)))
         return plan_start(source, variables, rules, self.name)

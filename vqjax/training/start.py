@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from vqjax.conditions import Condition, ids_in_common
 from vqjax.errors import InputError
+from vqjax.nn.positions import stretched
 from vqjax.parallel import leaf_path, replicated
 from vqjax.quantizers import STATE
 from vqjax.runs.stages import TrainedStage
@@ -200,6 +201,21 @@ def condition_rule(ours: Condition, theirs: Condition) -> Rule:
         return decided
 
     return rule
+
+
+def position_rule(ours: Leaves, theirs: Leaves) -> dict[str, Taken | None]:
+    """Learned positions of a grid of another size are stretched to the one here."""
+    decided: dict[str, Taken | None] = {}
+    for path, leaf in ours.items():
+        # The tables of `vqjax.nn.positions.GridEmbedding`.
+        if not re.fullmatch(r"params/(?:.*/)?\w*position/(?:row|column)", path):
+            continue
+        there = theirs.get(path)
+        if there is None or there.shape == leaf.shape or there.shape[1:] != leaf.shape[1:]:
+            continue
+        note = f"{path} is stretched from {there.shape[0]} to {leaf.shape[0]} cells"
+        decided[path] = Taken((path,), lambda new, old: stretched(old, len(new)), note)
+    return decided
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
