@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax.ad_checkpoint import print_saved_residuals
 
 from vqjax.nn.convolutional import (
     Downsampling,
@@ -95,6 +96,14 @@ def test_recomputation_changes_nothing():
     plain, again = (applied(ResidualStage(1, 8, True, remat), (4, 4, 8)) for remat in (False, True))
     np.testing.assert_allclose(plain[1], again[1], atol=1e-5)
     assert jax.tree.structure(plain[2]) == jax.tree.structure(again[2])
+
+
+def test_a_backward_pass_keeps_the_outputs_of_blocks_and_of_their_first_convolutions(capsys):
+    stage, x = ResidualStage(3, 8), jnp.zeros((2, 6, 5, 8))
+    variables = stage.init(jax.random.key(0), x)
+    print_saved_residuals(lambda v, x: jnp.sum(stage.apply(v, x)), variables, x)
+    maps = [line for line in capsys.readouterr().out.splitlines() if "[2,6,5,8]" in line]
+    assert len(maps) == 3 + 3  # the input instead of the last block's output
 
 
 def test_downsampling_pads_below_and_to_the_right():

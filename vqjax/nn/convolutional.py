@@ -6,8 +6,10 @@ Source: Esser et al. 2021 (VQGAN), appendix A, table 7; Ho et al. 2020 (DDPM), a
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import repeat
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -15,6 +17,8 @@ from vqjax.nn.attention import MultiHeadAttention
 from vqjax.nn.convolve import Padding, convolve
 
 GROUPS = 32
+# Name of a convolution's output, for what a backward pass keeps.
+CONVOLVED = "convolved"
 
 
 class Convolution(nn.Module):
@@ -46,7 +50,8 @@ class Convolution(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve(x.astype(self.dtype), kernel, bias, self.stride, self.padding)
+        y = convolve(x.astype(self.dtype), kernel, bias, self.stride, self.padding)
+        return checkpoint_name(y, CONVOLVED)
 
 
 class Normalization(nn.Module):
@@ -104,7 +109,7 @@ class ResidualStage(nn.Module):
         num_blocks: how many.
         features: width of the output.
         attention: attention after each block.
-        remat: recompute the blocks in the backward pass.
+        remat: recompute the blocks in the backward pass; else only their norms and swishes.
         dtype: compute dtype.
     """
 
@@ -117,9 +122,11 @@ class ResidualStage(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
         """Applies the blocks."""
-        residual, attention = ResidualBlock, SpatialAttention
-        if self.remat:
-            residual, attention = nn.remat(residual), nn.remat(attention)
+        attention = nn.remat(SpatialAttention) if self.remat else SpatialAttention
+        # Norm and swish take no time beside the convolutions, and several times their memory.
+        kept = () if self.remat else (CONVOLVED,)
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        residual = nn.remat(ResidualBlock, policy=policy)
         for i in range(self.num_blocks):
             x = residual(self.features, self.dtype, name=f"residual_{i}")(x)
             if self.attention:

@@ -108,7 +108,10 @@ class VQGAN(Tokenizer):
     latent_width: int = setting(
         256, "of the map between the two convolutions at each side of the codebook", Range(1)
     )
-    remat: bool = setting(False, "recompute residual and attention blocks in the backward pass")
+    remat: bool = setting(
+        False,
+        "recompute residual and attention blocks in the backward pass; else norms and swishes",
+    )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "compute dtype; parameters, pixels and quantization are float32"
     )
