@@ -103,12 +103,14 @@ class MultiHeadAttention(nn.Module):
         dtype: compute dtype; parameters are float32.
         kernel_init: initialiser of the projections.
         implementation: see `attention`.
+        out_init: initialiser of the projection of the output, if not `kernel_init`.
     """
 
     num_heads: int
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     implementation: Implementation = "xla"
+    out_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -134,6 +136,5 @@ class MultiHeadAttention(nn.Module):
         )(x)
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
         y = attention(query, key, value, bias=bias, mask=mask, implementation=self.implementation)
-        return DenseGeneral(
-            dim, num_axes=2, dtype=self.dtype, kernel_init=self.kernel_init, name="out"
-        )(y)
+        out_init = self.out_init or self.kernel_init
+        return DenseGeneral(dim, num_axes=2, dtype=self.dtype, kernel_init=out_init, name="out")(y)
