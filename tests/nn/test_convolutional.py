@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from convolutional_oracle import convolution, group_norm, swish
 from jax.ad_checkpoint import print_saved_residuals
 
 from vqjax.nn.convolutional import (
     Downsampling,
+    MaskGITResidualBlock,
     Normalization,
     ResidualBlock,
     ResidualStage,
@@ -35,24 +37,6 @@ def applied(block, shape):
     return x, np.asarray(y), variables["params"]
 
 
-def group_norm(x, params, groups):
-    b, h, w, c = x.shape
-    y = x.reshape(b, h * w, groups, c // groups)
-    y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
-    return y.reshape(x.shape) * params["group_norm"]["scale"] + params["group_norm"]["bias"]
-
-
-def convolution(x, params, before=1, after=1, stride=1):
-    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, params["kernel"].shape[:2], axis=(1, 2))
-    y = np.einsum("bhwcij,ijcd->bhwd", windows[:, ::stride, ::stride], params["kernel"])
-    return y + params["bias"]
-
-
-def swish(x):
-    return x * scipy.special.expit(x)
-
-
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (16, 16), (6, 2), (5, 1)])
 def test_groups_of_each_width(channels, groups):
     x, y, params = applied(Normalization(), (3, 5, channels))
@@ -68,6 +52,18 @@ def test_residual_block(features):
     # Only a change of the width needs a convolution around the block.
     assert ("shortcut" in params) == (features != 64)
     skip = convolution(x, params["shortcut"], 0, 0) if features != 64 else x
+    np.testing.assert_allclose(y, skip + h, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [64, 48])
+def test_maskgit_s_residual_block(features):
+    x, y, params = applied(MaskGITResidualBlock(features), (4, 6, 64))
+    h = convolution(swish(group_norm(x, params["norm_1"], 32)), params["conv_1"])
+    groups = {64: 32, 48: 16}[features]
+    h = convolution(swish(group_norm(h, params["norm_2"], groups)), params["conv_2"])
+    assert not any("bias" in params[name] for name in params if not name.startswith("norm"))
+    # Of the block's output, not of its input.
+    skip = convolution(h, params["shortcut"], 0, 0) if features != 64 else x
     np.testing.assert_allclose(y, skip + h, rtol=1e-4, atol=1e-4)
 
 
@@ -90,6 +86,15 @@ def test_a_stage_has_attention_after_each_block_or_none():
     residual, attention = {"residual_0", "residual_1"}, {"attention_0", "attention_1"}
     assert names(ResidualStage(2, 8, True)) == residual | attention
     assert names(ResidualStage(2, 8)) == residual
+
+
+def test_a_stage_is_of_the_blocks_that_it_is_told():
+    _, y, params = applied(ResidualStage(1, 8, block=MaskGITResidualBlock), (4, 4, 8))
+    assert set(params["residual_0"]["conv_1"]) == {"kernel"}
+    block = jax.jit(MaskGITResidualBlock(8).apply)
+    x = random_map(4, 4, 8).astype(np.float32)
+    same = {"params": jax.tree.map(np.float32, params["residual_0"])}
+    np.testing.assert_allclose(y, block(same, x), atol=1e-5)
 
 
 def test_recomputation_changes_nothing():

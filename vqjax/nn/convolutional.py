@@ -4,6 +4,7 @@ Source: Esser et al. 2021 (VQGAN), appendix A, table 7; Ho et al. 2020 (DDPM), a
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -89,6 +90,32 @@ class ResidualBlock(nn.Module):
         return x + y
 
 
+class MaskGITResidualBlock(nn.Module):
+    """The residual block of MaskGIT's tokenizer: `ResidualBlock` without biases.
+
+    Where the width changes, the input cannot be added: a 1x1 convolution of the block's own output
+    is, as in the published code, whose weights and number of parameters need that. Attributes: as
+    of `ResidualBlock`.
+
+    Source: Chang et al. 2022 (MaskGIT), published code.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
+        """Applies the block."""
+        shared: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
+        y = x
+        for i in (1, 2):
+            y = nn.swish(Normalization(self.dtype, name=f"norm_{i}")(y))
+            y = Convolution(self.features, 3, padding=1, **shared, name=f"conv_{i}")(y)
+        if x.shape[-1] != self.features:
+            x = Convolution(self.features, 1, **shared, name="shortcut")(y)
+        return x + y
+
+
 class SpatialAttention(nn.Module):
     """Self-attention of one head over all cells of a map, after GroupNorm, added to the input."""
 
@@ -111,6 +138,7 @@ class ResidualStage(nn.Module):
         attention: attention after each block.
         remat: recompute the blocks in the backward pass; else only their norms and swishes.
         dtype: compute dtype.
+        block: the class of the blocks.
     """
 
     num_blocks: int
@@ -118,6 +146,7 @@ class ResidualStage(nn.Module):
     attention: bool = False
     remat: bool = False
     dtype: str = "float32"
+    block: type[ResidualBlock] | type[MaskGITResidualBlock] = ResidualBlock
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
@@ -126,7 +155,7 @@ class ResidualStage(nn.Module):
         # Norm and swish take no time beside the convolutions, and several times their memory.
         kept = () if self.remat else (CONVOLVED,)
         policy = jax.checkpoint_policies.save_only_these_names(*kept)
-        residual = nn.remat(ResidualBlock, policy=policy)
+        residual = nn.remat(self.block, policy=policy)
         for i in range(self.num_blocks):
             x = residual(self.features, self.dtype, name=f"residual_{i}")(x)
             if self.attention:
