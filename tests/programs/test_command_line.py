@@ -49,7 +49,7 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.seed.x=5"], "config.seed is a value and has no keys"),
         (["--config.seed"], "write --config.seed=value"),
         (["--config.tokenizer.steps=many"], "steps"),
-        (["--config.tokenizer.model.name=vqvae"], "valid: efficient_vqgan, vit_vqgan, vqgan"),
+        (["--config.tokenizer.model.name=vqvae"], "valid: efficient_vqgan, seqgan, vit_vqgan"),
         (["--config.prior.model.name=gpt"], "valid: multigrained"),
         (
             ["--config.tokenizer.model.quantizer.learning=emma"],

@@ -25,10 +25,14 @@ ELEMENTWISE = {
 
 def config_of(tokenizer):
     config = tiny.get_config()
-    if tokenizer == "vqgan":
-        fields = {"width": 8, "multipliers": (1, 2, 2), "num_res_blocks": 1, "latent_width": 8}
-        fields |= {"name": "vqgan", "attention_factors": (4,), "dtype": "bfloat16"}
-        config.tokenizer.model = ConfigDict({**fields, "quantizer": {"code_dim": 8}})
+    if tokenizer in ("vqgan", "seqgan"):
+        fields = {"width": 8, "multipliers": (1, 2, 2), "num_res_blocks": 1, "dtype": "bfloat16"}
+        fields |= {
+            "vqgan": {"latent_width": 8, "attention_factors": (4,)},
+            "seqgan": {"enhancement": "attention", "regions": (4, 4, 2), "head_dim": 8},
+        }[tokenizer]
+        fields |= {"name": tokenizer, "quantizer": {"code_dim": 8}}
+        config.tokenizer.model = ConfigDict(fields)
     else:
         config.tokenizer.model.dtype = "bfloat16"
         # Learned by gradient, as every other parameter.
@@ -115,6 +119,7 @@ def has_been_bfloat16(program, variable, outside=(), seen=None):
     [
         ("tokenizer", "efficient_vqgan", tokenizer_stage),
         ("tokenizer", "vqgan", tokenizer_stage),
+        ("tokenizer", "seqgan", tokenizer_stage),
         ("prior", "efficient_vqgan", prior_stage),
     ],
 )
