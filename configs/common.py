@@ -81,7 +81,8 @@ def tokenizer_stage() -> ConfigDict:
     stage.model = ConfigDict({"name": "efficient_vqgan"})
     stage.loss = defaults_of(LossWeights)
     stage.discriminator = defaults_of(AdversarialSettings)
-    stage.discriminator.model = ConfigDict({"name": "none"})  # none, patchgan or projected
+    # none, patchgan, projected or stylegan2
+    stage.discriminator.model = ConfigDict({"name": "none"})
     stage.discriminator.optimizer = defaults_of(OptimizerSettings)
     stage.best_metric = "psnr"
     return stage

@@ -12,12 +12,14 @@ from vqjax import registry
 from vqjax.discriminators.base import Discriminator
 from vqjax.discriminators.patchgan import PatchGAN
 from vqjax.discriminators.projected import ProjectedDiscriminator
+from vqjax.discriminators.stylegan2 import StyleGAN2Discriminator
 
 __all__ = ["DISCRIMINATORS", "Discriminator", "build_discriminator"]
 
 DISCRIMINATORS: dict[str, type[Discriminator]] = {
     "patchgan": PatchGAN,
     "projected": ProjectedDiscriminator,
+    "stylegan2": StyleGAN2Discriminator,
 }
 
 
