@@ -10,6 +10,7 @@ from discriminator_oracles import build, convolve, float64, leaky_relu, random_i
 
 from vqjax.discriminators.stylegan2 import EqualizedConvolution, blur
 from vqjax.errors import InputError
+from vqjax.losses.adversarial import r1_penalty
 
 # The last map is 4x6.
 HEIGHT, WIDTH = 16, 24
@@ -17,9 +18,9 @@ MODEL = build({"name": "stylegan2", "channel_base": 96, "channel_max": 10})
 
 
 @functools.cache
-def variables():
+def variables(height=HEIGHT, width=WIDTH):
     """Kernels of deviation 1, and biases that are not zero."""
-    images = jax.ShapeDtypeStruct((1, HEIGHT, WIDTH, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     shapes = jax.eval_shape(functools.partial(MODEL.init, train=True), jax.random.key(0), images)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
@@ -53,8 +54,7 @@ def active(x):
 
 def oracle(params, x):
     x = active(equalized(x, params["from_rgb"]))
-    for name in ("block0", "block1"):
-        block = params[name]
+    for block in (params[name] for name in sorted(params) if name.startswith("block")):
         y = active(equalized(x, block["conv_1"], padding=1))
         y = active(equalized(blurred(y, 2, 1), block["conv_2"], stride=2))
         # All positions, then every other one.
@@ -95,6 +95,33 @@ def test_every_pixel_reaches_the_logit():
     images = random_images(3, 1, HEIGHT, WIDTH, 3)
     gradient = jax.jit(jax.grad(lambda x: logits_of()(variables(), x).sum()))(images)
     assert (jnp.abs(gradient) > 0).all()
+
+
+def numeric_r1(params, images, step=1e-5):
+    """By central differences of the oracle."""
+    offsets = step * np.eye(images[0].size).reshape(-1, 1, *images.shape[1:])
+    sides = [oracle(params, (images + s * offsets).reshape(-1, *images.shape[1:])) for s in (1, -1)]
+    slopes = (sides[0] - sides[1]).reshape(-1, len(images)) / (2 * step)
+    return (slopes**2).sum(0).mean()
+
+
+def test_r1_and_its_gradient_equal_central_differences_of_the_oracle():
+    images = random_images(5, 2, 8, 8, 3)
+
+    def penalty(params):
+        return r1_penalty(lambda x: logits_of()({"params": params}, x), images)
+
+    params = variables(8, 8)["params"]
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(params)
+    exact, x, gradient = float64(params), float64(images), float64(gradient)
+    np.testing.assert_allclose(value, numeric_r1(exact, x), rtol=1e-4)
+    length = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
+    # Along itself the gradient's slope is its length.
+    ahead, behind = (
+        numeric_r1(jax.tree.map(lambda p, g, s=s: p + s * 1e-5 * g / length, exact, gradient), x)
+        for s in (1, -1)
+    )
+    np.testing.assert_allclose((ahead - behind) / 2e-5, length, rtol=1e-3)
 
 
 def test_bfloat16_gives_nearly_the_same_float32_logits_and_float32_gradients():

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from vqjax.losses.adversarial import (
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
 
 RNG = np.random.default_rng(0)
 REAL, FAKE = RNG.normal(0.5, 2, (4, 9)), RNG.normal(-0.5, 2, (3, 9))
@@ -68,3 +73,41 @@ def test_adaptive_weight_of_bfloat16_is_float32_and_a_constant():
     for argument in (0, 1):
         gradient = jax.grad(adaptive_weight, argument)(ours, theirs, 10.0)
         np.testing.assert_array_equal(gradient, 0)
+
+
+def two_logits(np, weights, images):
+    """Of each image (of three by four pixels), smooth in these and in the weights."""
+    hidden = np.tanh(images.reshape(-1, 36) @ weights.reshape(36, 4))
+    return np.stack([hidden[:, 0] * hidden[:, 1], hidden[:, 2] + hidden[:, 3] ** 2], 1)
+
+
+def numeric_r1(weights, images, step=1e-4):
+    """By central differences of the logits' sum in float64."""
+    squares = 0.0
+    for offset in step * np.eye(36).reshape(36, 1, 3, 4, 3):
+        ahead, behind = (two_logits(np, weights, images + d).sum(1) for d in (offset, -offset))
+        squares += np.mean(((ahead - behind) / (2 * step)) ** 2)
+    return squares
+
+
+def test_r1_and_its_gradient_equal_central_differences():
+    rng = np.random.default_rng(2)
+    weights, direction = rng.normal(0, 0.3, (2, 36 * 4))
+    images = rng.uniform(-1, 1, (5, 3, 4, 3))
+
+    def penalty(weights):
+        x = jnp.asarray(images, jnp.float32)
+        return r1_penalty(lambda x: two_logits(jnp, weights, x), x)
+
+    value, gradient = jax.value_and_grad(penalty)(jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(value, numeric_r1(weights, images), rtol=1e-5)
+    ahead, behind = (numeric_r1(weights + s * 1e-4 * direction, images) for s in (1, -1))
+    np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-4, rtol=1e-4)
+
+
+def test_r1_of_bfloat16_is_a_float32_sum_over_pixels_and_a_mean_over_images():
+    x = jax.random.normal(jax.random.key(0), (6, 8, 8, 3), jnp.bfloat16)
+    slope = jnp.bfloat16(3)
+    value = r1_penalty(lambda x: slope * x.reshape(6, -1), x)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, 9 * 8 * 8 * 3)

@@ -1,11 +1,17 @@
 """The tokenizer's adversary: its part in a step of both networks, and what it costs."""
 
+import collections
+import json
+import logging
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
@@ -14,6 +20,7 @@ from vqjax.errors import InputError
 from vqjax.losses.pixelwise import l2_loss
 from vqjax.pixels import to_float
 from vqjax.random_keys import random_key
+from vqjax.training.tokenizer_stage import TokenizerStage
 
 SGD = optax.sgd(1.0)
 
@@ -129,6 +136,84 @@ def test_both_networks_follow_their_losses(adaptive, max_weight, config, tmp_pat
     np.testing.assert_allclose(measured, [loss, real, fake], rtol=1e-4)
 
 
+def test_r1_joins_the_loss_of_the_discriminator_in_its_steps(config, tmp_path):
+    """Half of gamma, for all steps until the next; at real images after their augmentation."""
+    config.tokenizer.discriminator.update({"r1_gamma": 3.0, "r1_every": 4})
+    stage = sgd_stage(config, tmp_path)
+    before = jax.jit(stage.init)(jax.random.key(0))
+    step = jax.jit(stage.train_step, static_argnames="phase")
+    without, with_r1 = (step(before, NOTHING, batch(), phase=phase) for phase in (1, 2))
+    discriminator = before.discriminator
+    seen = diff_augment(keys(0)[1], to_float(images()), stage.adversary.settings.augment)
+
+    def penalty(params):
+        def total(seen):
+            variables = {"params": params, **discriminator.model_state}
+            apply = stage.adversary.model.apply
+            return apply(variables, seen, train=True, mutable="batch_stats")[0].sum()
+
+        return jnp.square(jax.grad(total)(seen)).sum() / 4
+
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(discriminator.params)
+    added = jax.tree.map(
+        jnp.subtract, without[0].discriminator.params, with_r1[0].discriminator.params
+    )
+    assert_close(added, jax.tree.map(lambda g: 3 / 2 * 4 * g, gradient))
+    assert with_r1[1].keys() - without[1].keys() == {"r1"}
+    np.testing.assert_allclose(with_r1[1]["r1"], value, rtol=1e-4)
+    # Nothing else knows of it.
+    for name, metric in without[1].items():
+        if name != "discriminator_gradient_norm":
+            np.testing.assert_allclose(with_r1[1][name], metric, rtol=1e-5, err_msg=name)
+    assert_close(with_r1[0].model, without[0].model)
+    assert_close(with_r1[0].discriminator.model_state, without[0].discriminator.model_state)
+
+
+class Counts(TokenizerStage):
+    """Counts how often each of its programs is traced."""
+
+    traced: collections.Counter
+
+    def train_step(self, state, frozen, batch, phase=None):
+        self.traced[phase] += 1
+        return super().train_step(state, frozen, batch, phase)
+
+
+def test_steps_with_and_without_r1_are_a_program_each_and_resume(tmp_path, caplog):
+    workdir = tmp_path / "run"
+    config = tiny.get_config(f"path={tiny.write_images(tmp_path / 'images')},steps=6")
+    config.tokenizer.discriminator.update({"start": 0, "r1_gamma": 1.0, "r1_every": 2})
+    config.tokenizer.log_every = 1
+    stage = Counts("tokenizer", config, epath.Path(workdir))
+    stage.traced = collections.Counter()
+    with caplog.at_level(logging.INFO, logger="vqjax"):
+        tiny.train(config, "tokenizer", workdir, stage)
+    programs = [tiny.loop.jit_train_step(stage, tiny.one_device(), phase) for phase in (1, 2)]
+    assert [program._cache_size() for program in programs] == [1, 1]
+    assert caplog.text.count("begins with step") == 1
+    lines = map(json.loads, (workdir / "tokenizer" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "train/r1" in line] == [1, 3, 5]
+
+    # Between two of its steps.
+    end = tiny.final_state(config, "tokenizer", workdir)
+    checkpoints = workdir / "tokenizer" / "checkpoints"
+    shutil.rmtree(checkpoints / "6")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["3"]
+    tiny.train(config, "tokenizer", workdir, stage)
+    assert stage.traced == {1: 1, 2: 1}
+    again = tiny.final_state(config, "tokenizer", workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, end)
+
+
+def test_r1_begins_with_the_adversary(config, tmp_path):
+    config.tokenizer.discriminator.update({"start": 2, "r1_gamma": 1.0, "r1_every": 3})
+    stage = tiny.make_stage(config, "tokenizer", tmp_path)
+    assert [stage.phase(i) for i in range(9)] == [0, 0, 2, 1, 1, 2, 1, 1, 2]
+    config.tokenizer.discriminator.r1_gamma = 0.0
+    stage = tiny.make_stage(config, "tokenizer", tmp_path)
+    assert [stage.phase(i) for i in range(6)] == [0, 0, 1, 1, 1, 1]
+
+
 def test_before_its_start_there_is_no_adversary(config, tmp_path):
     """Both networks and all metrics are as without one, to the bit; then the weight ramps up."""
     discriminator = config.tokenizer.discriminator
@@ -211,6 +296,8 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
         ("max_weight", 0.0, r"discriminator.max_weight=0.0: above 0"),
         ("start", 12, r"discriminator.start=12: a step before the last of 12"),
         ("ramp", -1, r"discriminator.ramp=-1: 0 or more"),
+        ("r1_gamma", -1.0, r"discriminator.r1_gamma=-1.0: 0 or more"),
+        ("r1_every", 0, r"discriminator.r1_every=0: at least 1"),
         ("loss", "hinges", r"r.loss='hinges': did you mean 'hinge'\?.*hinge, non_saturating"),
         ("augment", ("colour",), r"r.augment has 'colour': did .* 'color'\?.*cutout, translation"),
         ("model", ConfigDict({"name": "patch"}), r"discriminator.model.name='patch'.*patchgan"),

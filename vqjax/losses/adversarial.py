@@ -1,5 +1,6 @@
-"""Adversarial losses of discriminator and generator, and VQGAN's adaptive weight."""
+"""Adversarial losses of discriminator and generator, R1, and VQGAN's adaptive weight."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -31,6 +32,24 @@ def generator_loss(kind: Kind, fake_logits: Float[Array, "fake n"]) -> Float[Arr
     """The generator's loss, against a discriminator with `discriminator_loss` of the same kind."""
     fake = fake_logits.astype(jnp.float32)
     return jnp.mean(-fake if kind == "hinge" else jax.nn.softplus(-fake))
+
+
+def r1_penalty(
+    discriminator: Callable[[Float[Array, "b H W 3"]], Float[Array, "b n"]],
+    images: Float[Array, "b H W 3"],
+) -> Float[Array, ""]:
+    """The squared norm of the discriminator's gradient at an image, mean over the images.
+
+    The discriminator's loss has it times half of gamma.
+
+    Args:
+        discriminator: logits of images; where an image has several, the gradient is of their sum.
+        images: real ones.
+
+    Source: Mescheder et al. 2018, Eq. 9.
+    """
+    gradient = jax.grad(lambda x: jnp.sum(discriminator(x).astype(jnp.float32)))(images)
+    return jnp.mean(jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=(1, 2, 3)))
 
 
 def adaptive_weight(

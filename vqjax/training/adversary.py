@@ -15,7 +15,7 @@ from vqjax import registry
 from vqjax.discriminators import build_discriminator
 from vqjax.discriminators.augmentation import Augmentation, diff_augment
 from vqjax.errors import InputError
-from vqjax.losses.adversarial import Kind
+from vqjax.losses.adversarial import Kind, r1_penalty
 from vqjax.settings import Range, check_settings, setting
 from vqjax.training.optimizers import make_optimizer
 from vqjax.training.stage import new_network
@@ -41,6 +41,12 @@ class AdversarialSettings:
     max_weight: float = setting(10.0, "clamp of the adaptive weight", Range(0, above=True))
     start: int = setting(0, "first step with an adversary", Range(0))
     ramp: int = setting(0, "steps over which the weight then grows from 0", Range(0))
+    r1_gamma: float = setting(
+        0.0, "weight, twice, of R1, the penalty on gradients at real images; 0 for none", Range(0)
+    )
+    r1_every: int = setting(
+        16, "steps from one R1 to the next, which counts for all of them", Range(1)
+    )
     augment: tuple[Augmentation, ...] = setting(
         (), "what is done to real and fake images, one after the other (DiffAugment)"
     )
@@ -53,6 +59,15 @@ class AdversarialSettings:
         """The weight of the adversarial loss at a step from `start` on."""
         reached = jnp.clip((step + 1 - self.start) / (self.ramp + 1), 0.0, 1.0)
         return self.weight * reached
+
+    @property
+    def r1_weight(self) -> float:
+        """The weight of R1 in the steps that have it (StyleGAN2, appendix B: lazy)."""
+        return self.r1_gamma / 2 * self.r1_every
+
+    def has_r1(self, step: int) -> bool:
+        """True if the discriminator's loss has R1 at a step from `start` on."""
+        return self.r1_gamma > 0 and (step - self.start) % self.r1_every == 0
 
 
 def adversarial_settings(part: str, config: ConfigDict) -> AdversarialSettings:
@@ -127,8 +142,29 @@ class Adversary:
             key: of the augmentations.
         """
         augmented = diff_augment(key, images, self.settings.augment)
+        return self._judge(params, model_state, frozen, augmented)
+
+    def r1(
+        self,
+        params: Any,
+        model_state: Any,
+        frozen: Any,
+        images: Float[Array, "b H W 3"],
+        key: Key[Array, ""],
+    ) -> Float[Array, ""]:
+        """R1 of real images; arguments as of `logits`.
+
+        It is taken at the images as the discriminator sees them: they are augmented first, and the
+        gradient is by the pixels of the augmented images.
+        """
+        augmented = diff_augment(key, images, self.settings.augment)
+        return r1_penalty(lambda x: self._judge(params, model_state, frozen, x)[0], augmented)
+
+    def _judge(
+        self, params: Any, model_state: Any, frozen: Any, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b n"], Any]:
         variables = {"params": {**params, **frozen}, **model_state}
-        return self.model.apply(variables, augmented, train=True, mutable=list(model_state))
+        return self.model.apply(variables, images, train=True, mutable=list(model_state))
 
     def _init_variables(self, key: Key[Array, ""]) -> Any:
         return self.model.init(key, jnp.zeros((1, *self.image_shape)), train=False)

@@ -123,7 +123,7 @@ def train_stage(
 
     # Phases may alternate; each has one program.
     train_step_of = functools.cache(functools.partial(jit_train_step, stage, mesh))
-    phase = stage.phase(start)
+    begun = {stage.phase(start)}
     to_devices = functools.partial(global_batch, mesh=mesh)
     batches = stage.training_batches(data, frozen, to_devices, start_step=start, share=share)
 
@@ -139,8 +139,9 @@ def train_stage(
     ):
         for step in range(start + 1, settings.steps + 1):
             batch = next(batches)
-            if stage.phase(step - 1) != phase:
-                phase = stage.phase(step - 1)
+            phase = stage.phase(step - 1)
+            if phase not in begun:
+                begun.add(phase)
                 log.info("%s: phase %d begins with step %d", stage.name, phase, step)
             with profiler.step(step, pending):
                 state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))

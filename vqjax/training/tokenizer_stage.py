@@ -57,11 +57,13 @@ class Looks(NamedTuple):
     Attributes:
         real: logits of the images.
         fake: logits of their reconstructions.
+        losses: of the discriminator, unweighted, for the metrics.
         model_state: the discriminator's after both.
     """
 
     real: Float[Array, "b n"]
     fake: Float[Array, "b n"]
+    losses: Metrics
     model_state: Any
 
 
@@ -130,19 +132,22 @@ class TokenizerStage(Stage):
         return {"params": params, **model_state}
 
     def phase(self, step: int) -> int:
-        """1 from the adversary's first step on."""
-        return int(self.adversary is not None and step >= self.adversary.settings.start)
+        """0 without the adversary; from its first step on 2 in steps with R1, and 1 in others."""
+        if self.adversary is None or step < self.adversary.settings.start:
+            return 0
+        return 2 if self.adversary.settings.has_r1(step) else 1
 
     def train_step(
         self, state: State, frozen: Any, batch: Batch, phase: int | None = None
     ) -> tuple[State, Metrics]:
         """One update of the tokenizer and, from its start on, of the discriminator."""
-        # Two programs, since XLA compiles what is inside of a conditional badly.
+        # Several programs, since XLA compiles what is inside of a conditional badly.
         adversary = None if phase == 0 else self.adversary
+        with_r1 = adversary is not None and adversary.settings.r1_gamma > 0 and phase != 1
         model_states = {"model": state.model.model_state}
         if adversary:
             model_states["discriminator"] = state.discriminator.model_state
-        gradients = functools.partial(self._gradients, state, frozen, adversary)
+        gradients = functools.partial(self._gradients, state, frozen, adversary, with_r1)
         rng = random_key(self.seed, f"{self.name}/train", state.step)
         grads, model_states, metrics = accumulate(
             gradients, model_states, batch["image"], rng, self.settings.microbatches
@@ -185,6 +190,7 @@ class TokenizerStage(Stage):
         state: State,
         frozen: Any,
         adversary: Adversary | None,
+        with_r1: bool,
         model_states: dict[str, Any],
         images: UInt8[Array, "b H W 3"],
         rng: Key[Array, ""],
@@ -252,15 +258,18 @@ class TokenizerStage(Stage):
                 real, after = adversary.logits(trained, before, fixed, x, key_real)
                 fake, after = adversary.logits(trained, after, fixed, y, key_fake)
                 own_loss = discriminator_loss(adversary.settings.loss, real, fake)
-                return own_loss, Looks(real, fake, after)
+                losses = {"discriminator_loss": own_loss}
+                if with_r1:
+                    losses["r1"] = adversary.r1(trained, before, fixed, x, key_real)
+                    own_loss += adversary.settings.r1_weight * losses["r1"]
+                return own_loss, Looks(real, fake, losses, after)
 
-            value, grads["discriminator"] = jax.value_and_grad(discriminate, has_aux=True)(trained)
-            own_loss, looks = value
+            grads["discriminator"], looks = jax.grad(discriminate, has_aux=True)(trained)
             new_states["discriminator"] = looks.model_state
             metrics |= {
                 "generator_loss": adversarial_loss,
                 "adversarial_weight": weight,
-                "discriminator_loss": own_loss,
+                **looks.losses,
                 "accuracy_real": jnp.mean(looks.real > 0),
                 "accuracy_fake": jnp.mean(looks.fake < 0),
             }
