@@ -1,6 +1,7 @@
 """Vector quantization: nearest code, straight-through gradient, two ways to learn a codebook.
 
-Source: van den Oord et al. 2017 (VQ-VAE), Eq. 3 and appendix A.1; paper 000, section 3.1.
+Source: van den Oord et al. 2017 (VQ-VAE), Eq. 3 and appendix A.1; paper 000, section 3.1; the
+entropy of the usage: paper 001, section 3.4.
 """
 
 from typing import Literal
@@ -17,6 +18,9 @@ from vqjax.settings import Range, check_settings, setting
 # The collection of a moving-average codebook, and of the statistics of any.
 STATE = "quantizer"
 
+# Entries of the matrix of distances that a soft usage has in memory at a time: 64 MiB.
+_DISTANCES = 2**24
+
 
 def nearest_code(z: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[Array, "n"]:
     """Index of the code nearest to each vector in Euclidean distance, computed in float32.
@@ -24,11 +28,17 @@ def nearest_code(z: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[A
     Source: VQ-VAE, Eq. 1.
     """
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    # |z|^2 is the same for all codes. Accelerators round float32 products to bfloat16 unless told
-    # not to.
-    dot = jnp.einsum("nd,kd->nk", z, codebook, precision=jax.lax.Precision.HIGHEST)
-    distance = jnp.sum(codebook**2, axis=1) - 2.0 * dot
-    return jnp.argmin(distance, axis=1).astype(jnp.int32)
+    # |z|^2 is the same for all codes.
+    return jnp.argmin(_distance_beyond_norm(z, codebook), axis=1).astype(jnp.int32)
+
+
+def _distance_beyond_norm(
+    z: Float[Array, "*n d"], codebook: Float[Array, "k d"]
+) -> Float[Array, "*n k"]:
+    """|z - e|^2 - |z|^2 of every vector and code, all float32."""
+    # Accelerators round float32 products to bfloat16 unless told not to.
+    dot = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(codebook**2, axis=1) - 2.0 * dot
 
 
 def straight_through(z: Float[Array, "*b"], z_q: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -73,8 +83,55 @@ def count_codes(
 
 def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
     """Exp of the entropy of the codes' frequencies: 1 (one code used) to k (all used alike)."""
-    p = counts / jnp.maximum(jnp.sum(counts), 1.0)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
+    return jnp.exp(entropy(counts / jnp.maximum(jnp.sum(counts), 1.0)))
+
+
+def entropy(p: Float[Array, "k"]) -> Float[Array, ""]:
+    """Of a distribution, in nats, [0, log k]; the gradient is finite at a probability of 0 too."""
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(jnp.float32).tiny)))
+
+
+def soft_usage(
+    z: Float[Array, "b *n d"],
+    codebook: Float[Array, "k d"],
+    temperature: float = 1.0,
+    parts: int | None = None,
+) -> Float[Array, "k"]:
+    """How much each code is used by a batch, with gradients: a distribution over the codes.
+
+    A vector uses codes by softmax(-distance / temperature), of the Euclidean distance; the mean is
+    over all vectors, on all devices. Of the distances between vectors and codes a part is in memory
+    at a time, and the backward pass computes each again.
+
+    Args:
+        z: vectors, float32; only the first axis may be split over devices.
+        codebook: the codes, float32.
+        temperature: above 0.
+        parts: how many, a divisor of the number of vectors along the middle axes; None chooses it
+            by the size of a part.
+
+    Source: paper 001, section 3.4.
+    """
+    vectors, num_codes = z.size // z.shape[-1], len(codebook)
+    cells = vectors // len(z)
+    if parts is None:
+        enough = min(-(-vectors * num_codes // _DISTANCES), cells)
+        parts = next(n for n in range(enough, cells + 1) if cells % n == 0)
+
+    @jax.checkpoint
+    def add(
+        total: Float[Array, "k"], some: Float[Array, "b m d"]
+    ) -> tuple[Float[Array, "k"], None]:
+        norm = jnp.sum(some**2, axis=-1, keepdims=True)
+        squared = norm + _distance_beyond_norm(some, codebook)
+        # The slope of the root has no bound at 0, where rounding decides what is left.
+        distance = jnp.sqrt(jnp.maximum(squared, 1e-6))
+        return total + jnp.sum(jax.nn.softmax(-distance / temperature), axis=(0, 1)), None
+
+    # Each part has some vectors of every device.
+    split = jnp.moveaxis(z.reshape(len(z), parts, -1, z.shape[-1]), 1, 0)
+    total, _ = jax.lax.scan(add, jnp.zeros(num_codes), split)
+    return total / vectors
 
 
 def usage(counts: Float[Array, "k"]) -> Float[Array, ""]:
@@ -91,6 +148,10 @@ class VectorQuantizer(nn.Module):
     codes are too (ViT-VQGAN). A code that falls out of use is dead, and restarts at a vector of the
     batch: a moving average at once, and a code that is a parameter after the step, as noted in the
     state (`Tokenizer.replaced_codes`).
+
+    Against codes out of use there is also the entropy of the codes' soft usage (`soft_usage`). The
+    paper adds gamma times the entropy to the loss, and wants a smoother usage; what makes it
+    smoother is to subtract that, which is done here.
     """
 
     num_codes: int = setting(1024, "K, codes in the codebook", Range(1))
@@ -103,6 +164,15 @@ class VectorQuantizer(nn.Module):
     )
     restart_below: float = setting(
         0.0, "uses per batch (moving average) below which a code is dead; 0 for none", Range(0)
+    )
+    entropy: float = setting(
+        0.0,
+        "gamma, weight of the entropy of the codes' soft usage, which is to grow (0.01 in SeQ-GAN);"
+        " 0 for none",
+        Range(0),
+    )
+    entropy_temperature: float = setting(
+        1.0, "of the softmax over codes that the soft usage is the mean of", Range(0, above=True)
     )
 
     def __post_init__(self) -> None:
@@ -166,8 +236,9 @@ class VectorQuantizer(nn.Module):
 
         Returns:
             The quantized vectors, with the straight-through gradient, in the dtype of `z`; their
-            codes; the loss (codebook loss + beta * commitment loss; the latter alone with moving
-            averages); and a dict with "commitment_loss" (unweighted) and "batch_perplexity".
+            codes; the loss (codebook loss + beta * commitment loss - gamma * entropy; without the
+            first with moving averages); and a dict with "commitment_loss" (unweighted),
+            "batch_perplexity" and, where the entropy has a weight, its exp, "soft_perplexity".
         """
         dtype = z.dtype
         z = z.astype(jnp.float32)
@@ -195,6 +266,10 @@ class VectorQuantizer(nn.Module):
         elif training and self.notes_dead_codes:
             self._note_dead_codes(flat, counts)
         metrics = {"commitment_loss": commitment, "batch_perplexity": perplexity(counts)}
+        if self.entropy > 0:
+            soft = entropy(soft_usage(z, codebook, self.entropy_temperature))
+            loss = loss - self.entropy * soft
+            metrics["soft_perplexity"] = jnp.exp(soft)
         return straight_through(z, z_q).astype(dtype), codes, loss, metrics
 
     def _draw(self, flat: Float[Array, "n d"]) -> Float[Array, "k d"]:
