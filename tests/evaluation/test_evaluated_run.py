@@ -51,3 +51,20 @@ def test_both_stages_of_a_tokenizer_count(run):
 def test_lpips_is_on_a_trunk_that_was_not_trained_with(trained_with, resolution, net):
     found = metric_lpips(trained_with, resolution)
     assert (found.net if found else None) == net
+
+
+def test_a_classifier_whose_logits_a_loss_compares_does_not_judge(tmp_path):
+    config = tiny.get_config("path=x")
+    config.tokenizer.loss.update({"semantic": 1.0, "semantic_logits": "efficientnet_lite0"})
+    notes = {}
+    for ratio in (0.0, 1.0):
+        config.tokenizer.loss.semantic_ratio = ratio
+        write_config(config, tmp_path / f"run{ratio}")
+        evaluator = Evaluator(tiny_network.build(), MetricSettings(), tmp_path, 8)
+        run = EvaluatedRun(epath.Path(tmp_path / f"run{ratio}"), evaluator)
+        classifier = tiny_network.classifier("efficientnet_lite0")
+        notes[ratio] = list(_classifier_notes(run, None, classifier))
+    assert not notes[0.0]
+    assert notes[1.0] == [
+        "efficientnet_lite0 judges samples of a tokenizer that was trained against it"
+    ]

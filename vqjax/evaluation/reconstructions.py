@@ -1,7 +1,7 @@
 """Evaluation of a run's tokenizer: its reconstructions of a split of the data."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -10,7 +10,8 @@ from vqjax.evaluation.evaluated_run import EvaluatedRun
 from vqjax.evaluation.references import Reference
 from vqjax.evaluation.results import merge, result
 from vqjax.evaluation.rows import Rows, fill
-from vqjax.losses.perceptual import load_lpips
+from vqjax.losses.perceptual import Net, load_lpips
+from vqjax.losses.reconstruction import LossWeights
 from vqjax.parallel import replicated
 
 
@@ -27,8 +28,9 @@ def evaluate_reconstructions(run: EvaluatedRun, split: str, limit: int | None) -
     """
     evaluator, tokenizer = run.evaluator, run.models.tokenizer
     resolution = run.config.data.resolution
-    losses = [settings.loss for settings in run.tokenizer_settings]
-    trained_with = {loss.perceptual_net for loss in losses if loss.perceptual}
+    losses = [LossWeights(**settings.loss) for settings in run.tokenizer_settings]
+    networks = {network for loss in losses for network in loss.networks}
+    trained_with = networks.intersection(get_args(Net))
     lpips = pair_metrics.metric_lpips(trained_with, resolution)
     modules = pair_metrics.__name__, type(tokenizer).__module__, *run.split_modules(split)
     protocol = evaluator.protocol("reconstruction", *modules)

@@ -22,6 +22,7 @@ from vqjax.features.classifiers import ImagenetClassifier
 from vqjax.generation import image_sampler
 from vqjax.generation.image_sampler import ImageSampler
 from vqjax.generation.run import Run
+from vqjax.losses.reconstruction import LossWeights
 from vqjax.runs.sampling import Sampling
 from vqjax.samplers.rejection import (
     Rejection,
@@ -207,13 +208,17 @@ def _classifier_notes(
     chooser = rejection.classify if rejection else None
     used = {c.name for c in (chooser, classifier) if isinstance(c, ImagenetClassifier)}
     network = run.evaluator.network
-    adversaries = {settings.discriminator.model.name for settings in run.tokenizer_settings}
+    trained_with: set[str] = set()
+    for settings in run.tokenizer_settings:
+        trained_with |= LossWeights(**settings.loss).networks
+        if settings.discriminator.model.name == "projected":
+            trained_with.add("efficientnet_lite0")
     if rejection and network.name in used:
         yield f"{network.name} chose the samples and scores them: choose by another classifier"
     if classifier and classifier is chooser:
         yield f"{classifier.name} chose the samples whose accuracy it tells"
-    if "projected" in adversaries and "efficientnet_lite0" in used:
-        yield "efficientnet_lite0 judges samples of a tokenizer that was trained against it"
+    for name in sorted(used & trained_with):
+        yield f"{name} judges samples of a tokenizer that was trained against it"
 
 
 class BatchTimer:
