@@ -246,8 +246,8 @@ def head(config: ConfigDict, mesh: Mesh, condition: Condition, note: str | None)
     return "\n".join(
         [
             *lines,
-            "a step is an update in a stage's last phase; that of a prior encodes its images first,"
-            " but for the one on tokens",
+            "a step is an update in a stage's last phase (with R1, where the discriminator has it);"
+            " that of a prior encodes its images first, but for the one on tokens",
             "program MiB: a device's arguments, results and temporaries, less what they share,"
             " by XLA's plan",
             "allocator MiB: the highest that the device's allocator reports so far in this process"
