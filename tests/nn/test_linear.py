@@ -80,6 +80,16 @@ def test_the_gradient_of_an_embedding_is_a_sum_in_float32_for_any_compute_dtype(
     np.testing.assert_allclose(to_params["params"]["embedding"], expected, rtol=1e-5)
 
 
+def test_the_products_with_the_rows_of_an_embedding_are_float32_in_any_compute_dtype():
+    table, ids = linear.Embed(3, 4, "bfloat16"), jnp.arange(3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4)), jnp.bfloat16)
+    variables = table.init(jax.random.key(0), ids)
+    rows = np.asarray(variables["params"]["embedding"], np.float64)
+    products = table.apply(variables, x, method="attend")
+    assert products.dtype == jnp.float32
+    np.testing.assert_allclose(products, np.asarray(x, np.float64) @ rows.T, rtol=1e-4, atol=1e-5)
+
+
 def test_the_gradient_of_an_added_parameter_is_a_sum_in_float32():
     x = jnp.ones((64, 128, 3, 4), jnp.bfloat16)
     value = jnp.linspace(-1, 1, 12).reshape(3, 4)

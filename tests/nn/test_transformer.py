@@ -192,3 +192,26 @@ def test_parameters_are_float32_in_bfloat16():
     out, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
     assert out.dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_steps_with_a_cache_equal_the_whole_causal_pass(norm, scan):
+    variables, x, mask = variables_of(norm), random_sequence(), np.tri(LENGTH, dtype=bool)
+    expected = forward(norm)(variables, x, mask)
+    model = Transformer(LAYERS, HEADS, mlp_ratio=2, norm=norm, scan=scan)
+
+    @jax.jit
+    def extend(x, start, cache):
+        seen = jax.lax.dynamic_slice_in_dim(jnp.asarray(mask), start, x.shape[1])
+        given = variables if scan else unrolled(variables)
+        return model.apply(given, x, seen, cache, start, method="extend")
+
+    # Two positions at once, as a condition in front of the codes is, then one by one.
+    cache, parts = model.empty_cache(2, LENGTH, DIM), []
+    for start, stop in ((0, 2), (2, 3), (3, 4), (4, 5)):
+        # What the cache holds of positions that are not computed yet is of no account.
+        cache = jax.tree.map(lambda leaf, at=start: leaf.at[..., at:, :, :].set(7.0), cache)
+        part, cache = extend(x[:, start:stop], start, cache)
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-4, atol=1e-5)

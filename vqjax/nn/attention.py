@@ -1,13 +1,13 @@
 """Attention: the one function that every model calls, and the layer with its projections."""
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.nn.linear import DenseGeneral, called_precision
 
@@ -95,6 +95,23 @@ _products.defvjp(
 )
 
 
+class KeyValues(NamedTuple):
+    """Keys and values of a sequence, of which those of its beginning are computed.
+
+    Attributes:
+        key: keys; zeros where they are not yet computed.
+        value: values, likewise.
+    """
+
+    key: Float[Array, "*b n heads d"]
+    value: Float[Array, "*b n heads d"]
+
+    def written(self, new: "KeyValues", start: Int[Array, ""] | int) -> "KeyValues":
+        """With those of the positions from `start` on in their place."""
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=-3)
+        return jax.tree.map(update, self, new)
+
+
 class MultiHeadAttention(nn.Module):
     """Self-attention with its projections.
 
@@ -112,7 +129,6 @@ class MultiHeadAttention(nn.Module):
     implementation: Implementation = "xla"
     out_init: nn.initializers.Initializer | None = None
 
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "*b n dim"],
@@ -124,6 +140,38 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if the heads do not divide the width of the input.
         """
+        return self._attend(x, bias, mask, None, 0)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "*b q dim"],
+        mask: Bool[Array, "..."] | None,
+        cache: KeyValues,
+        start: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "*b q dim"], KeyValues]:
+        """Attends from the next positions of a sequence to them and to all before.
+
+        Args:
+            x: those positions.
+            mask: as in `attention`; of the positions after `x`, none may be seen.
+            cache: keys and values of the positions before.
+            start: how many these are.
+
+        Returns:
+            The output, and the cache with the keys and values of `x`.
+        """
+        return self._attend(x, None, mask, cache, start)
+
+    @nn.compact
+    def _attend(
+        self,
+        x: Float[Array, "*b q dim"],
+        bias: Float[Array, "..."] | None,
+        mask: Bool[Array, "..."] | None,
+        cache: KeyValues | None,
+        start: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "*b q dim"], KeyValues]:
+        """Attends from `x` to all that is cached, or where there is no cache, to itself."""
         dim = x.shape[-1]
         if dim % self.num_heads:
             raise ValueError(f"a width of {dim} is not divided by {self.num_heads} heads")
@@ -135,6 +183,11 @@ class MultiHeadAttention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
-        y = attention(query, key, value, bias=bias, mask=mask, implementation=self.implementation)
+        seen, implementation = KeyValues(key, value), self.implementation
+        if cache is not None:
+            # The fused kernel is for many queries.
+            seen, implementation = cache.written(seen, start), "xla"
+        y = attention(query, *seen, bias=bias, mask=mask, implementation=implementation)
         out_init = self.out_init or self.kernel_init
-        return DenseGeneral(dim, num_axes=2, dtype=self.dtype, kernel_init=out_init, name="out")(y)
+        y = DenseGeneral(dim, num_axes=2, dtype=self.dtype, kernel_init=out_init, name="out")(y)
+        return y, seen

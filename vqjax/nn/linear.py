@@ -155,10 +155,16 @@ class Embed(nn.Module):
         1.0, "fan_in", "normal", out_axis=0
     )
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.num_embeddings, self.features)
+        self.embedding = self.param("embedding", self.embedding_init, shape, jnp.float32)
+
     def __call__(self, ids: Int[Array, "*n"]) -> Float[Array, "*n features"]:
         """The vectors; of a number beyond the table NaN."""
-        shape = (self.num_embeddings, self.features)
-        table = self.param("embedding", self.embedding_init, shape, jnp.float32)
         # Looked up before the cast, so that the gradients of one row's uses are added in float32.
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: Float[Array, "*b features"]) -> Float[Array, "*b num_embeddings"]:
+        """The product of vectors with every row of the table, float32: logits of a tied head."""
+        return contract(x.astype(jnp.float32), self.embedding.T, 1)

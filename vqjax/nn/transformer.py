@@ -1,18 +1,22 @@
-"""The transformer of every prior: pre- or post-norm, scanned layers, rematerialisation."""
+"""The transformer of every prior: pre- or post-norm, scanned layers, rematerialisation, a cache."""
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import check_fields
-from vqjax.nn.attention import Implementation, MultiHeadAttention
+from vqjax.nn.attention import Implementation, KeyValues, MultiHeadAttention
 from vqjax.nn.linear import Dense
 
 INITIALIZER = nn.initializers.normal(0.02)
+
+# Of all layers: stacked along the first axis where they are scanned, else one by one.
+Cache: TypeAlias = KeyValues | tuple[KeyValues, ...]
 
 
 class MLP(nn.Module):
@@ -54,16 +58,26 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n dim"], mask: Bool[Array, "..."] | None, train: bool
-    ) -> tuple[Float[Array, "b n dim"], None]:
-        """One layer; the None is what a scan over layers stacks."""
+        self,
+        x: Float[Array, "b n dim"],
+        mask: Bool[Array, "..."] | None,
+        train: bool,
+        cache: KeyValues | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "b n dim"], KeyValues | None]:
+        """One layer, of the positions from `start` on where there is a cache; and that cache."""
         pre = self.norm == "pre"
         norm_attention = nn.LayerNorm(dtype=self.dtype, name="norm_attention")
         norm_mlp = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")
 
-        y = MultiHeadAttention(
+        attention = MultiHeadAttention(
             self.num_heads, self.dtype, INITIALIZER, self.implementation, name="attention"
-        )(norm_attention(x) if pre else x, mask=mask)
+        )
+        y = norm_attention(x) if pre else x
+        if cache is None:
+            y = attention(y, mask=mask)
+        else:
+            y, cache = attention.extend(y, mask, cache, start)
         x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
         x = x if pre else norm_attention(x)
 
@@ -71,7 +85,7 @@ class TransformerBlock(nn.Module):
             norm_mlp(x) if pre else x, train
         )
         x = x + y
-        return (x if pre else norm_mlp(x)), None
+        return (x if pre else norm_mlp(x)), cache
 
 
 class Transformer(nn.Module):
@@ -102,7 +116,6 @@ class Transformer(nn.Module):
     dtype: str = "float32"
     implementation: Implementation = "xla"
 
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "b n dim"],
@@ -116,6 +129,53 @@ class Transformer(nn.Module):
             mask: True where a query may see a key; broadcasts to (b, heads, n, n).
             train: dropout on.
         """
+        return self._apply_blocks(x, mask, train, None, 0)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "b q dim"],
+        mask: Bool[Array, "..."],
+        cache: Cache,
+        start: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "b q dim"], Cache]:
+        """Applies all blocks to the next positions of a sequence; none before is computed again.
+
+        Args:
+            x: those positions.
+            mask: True where one of them may see a position of the sequence; broadcasts to
+                (b, heads, q, n). Of those after `x`, none may be seen.
+            cache: keys and values of the positions before, or `empty_cache`.
+            start: how many these are.
+
+        Returns:
+            What `__call__` would have at these positions, if none before them sees them; and the
+            cache with theirs.
+        """
+        return self._apply_blocks(x, mask, False, cache, start)
+
+    def empty_cache(self, batch: int, length: int, dim: int) -> Cache:
+        """The cache of a sequence of which nothing is computed yet.
+
+        Args:
+            batch: b.
+            length: n of the whole sequence.
+            dim: its width.
+        """
+        layers = (self.num_layers,) if self.scan else ()
+        shape = (*layers, batch, length, self.num_heads, dim // self.num_heads)
+        empty = KeyValues(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        return empty if self.scan else (empty,) * self.num_layers
+
+    @nn.compact
+    def _apply_blocks(
+        self,
+        x: Float[Array, "b n dim"],
+        mask: Bool[Array, "..."] | None,
+        train: bool,
+        cache: Any,
+        start: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "b n dim"], Any]:
+        """Of the whole sequence, where there is no cache, or of the positions from `start` on."""
         block = TransformerBlock
         if self.remat:
             # A scan's body is compiled once, so nothing can be shared between forward and
@@ -134,14 +194,18 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=self.num_layers,
             )
-            x, _ = stack(*fields, name="blocks")(x, mask, train)
+            x, cache = stack(*fields, name="blocks")(x, mask, train, cache, start)
         else:
-            for i in range(self.num_layers):
-                x, _ = block(*fields, name=f"block_{i}")(x, mask, train)
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(x) if self.norm == "pre" else x
+            caches = list(cache or (None,) * self.num_layers)
+            for i, layer in enumerate(caches):
+                x, caches[i] = block(*fields, name=f"block_{i}")(x, mask, train, layer, start)
+            cache = tuple(caches)
+        if self.norm == "pre":
+            x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        return x, cache
 
 
 def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
