@@ -60,6 +60,42 @@ def test_schedule_is_its_closed_form(name, warmup):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize("name", ["linear", "exponential"])
+def test_the_peak_is_held_until_the_decay_begins(name, warmup):
+    fields = {"schedule": name, "warmup_steps": warmup, "hold_steps": 20}
+    schedule = make_schedule(settings(**fields), 60)
+    steps = np.arange(warmup, 80)
+    progress = np.clip((steps - warmup - 20) / (60 - warmup - 20), 0, 1)
+    expected = 2e-3 * CLOSED_FORMS[name](progress, 0.1)
+    assert (expected[:21] == 2e-3).all() and expected[21] < 2e-3
+    np.testing.assert_allclose([schedule(jnp.int32(step)) for step in steps], expected, rtol=1e-5)
+    if warmup:
+        np.testing.assert_allclose(schedule(jnp.int32(warmup // 2)), 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "corners"),
+    [
+        # Autoregressive and masked.
+        (
+            {"schedule": "exponential", "hold_steps": 80_000, "end_factor": 0.05},
+            {0: 1e-4, 80_000: 1e-4, 790_000: np.sqrt(1e-4 * 5e-6), 1_500_000: 5e-6},
+        ),
+        (
+            {"schedule": "linear", "hold_steps": 50_000, "end_factor": 0.0},
+            {0: 1e-4, 50_000: 1e-4, 775_000: 5e-5, 1_500_000: 0.0},
+        ),
+    ],
+)
+def test_the_schedules_of_paper_001_at_their_corners(fields, corners):
+    """Table 10."""
+    given = settings(learning_rate=1e-4, warmup_steps=0, **fields)
+    schedule = make_schedule(given, 1_500_000)
+    rates = [schedule(jnp.int32(step)) for step in corners]
+    np.testing.assert_allclose(rates, [*corners.values()], rtol=1e-3, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -67,6 +103,7 @@ def test_schedule_is_its_closed_form(name, warmup):
         ({"schedule": "cosin"}, "valid: constant, cosine, exponential, linear"),
         ({"warmup_steps": 60}, "warmup_steps=60"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"hold_steps": 50}, "hold_steps=50: less than the 50 steps of the stage after"),
         ({"schedule": "exponential", "end_factor": 0.0}, "end_factor=0.0"),
         ({"end_factor": 2.0}, "end_factor=2.0"),
         ({"name": "adam"}, "use adamw"),

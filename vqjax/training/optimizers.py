@@ -31,9 +31,9 @@ GradFn: TypeAlias = Callable[
 class OptimizerSettings:
     """Adam or AdamW, with clipping by the global norm, and its learning rate.
 
-    The rate grows linearly from 0 over the warm-up and then decays until the last step, where
-    `end_factor` of the peak is left (not for "constant"). Weight decay is decoupled, on the
-    parameters of `decay_mask` only.
+    The rate grows linearly from 0 over the warm-up, stays at the peak for `hold_steps`, and then
+    decays until the last step, where `end_factor` of the peak is left (not for "constant"). Weight
+    decay is decoupled, on the parameters of `decay_mask` only.
 
     Raises:
         FieldError: a value out of its range, or values that contradict each other.
@@ -54,6 +54,7 @@ class OptimizerSettings:
         "cosine", "of the learning rate after the warm-up"
     )
     warmup_steps: int = setting(0, "steps until the peak", Range(0))
+    hold_steps: int = setting(0, "steps at the peak before the decay", Range(0))
     end_factor: float = setting(0.0, "part of the peak that is left at the end", Range(0, 1))
 
     def __post_init__(self) -> None:
@@ -68,21 +69,27 @@ class OptimizerSettings:
 
 
 def make_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step: linear warm-up from 0, then a decay.
+    """The learning rate as a function of the step: linear warm-up from 0, the peak, then a decay.
 
     Args:
         settings: of the optimizer.
         total_steps: of the stage, warm-up included; the rate stays at its end value afterwards.
 
     Raises:
-        FieldError: a warm-up as long as the stage.
+        FieldError: warm-up and peak as long as the stage.
     """
-    peak, end_factor, warmup = settings.learning_rate, settings.end_factor, settings.warmup_steps
+    peak, end_factor = settings.learning_rate, settings.end_factor
+    warmup, hold = settings.warmup_steps, settings.hold_steps
     if warmup >= total_steps:
         raise FieldError(
             f"warmup_steps={warmup}: less than the {total_steps} steps of the stage is needed"
         )
-    steps = total_steps - warmup
+    steps = total_steps - warmup - hold
+    if steps <= 0:
+        raise FieldError(
+            f"hold_steps={hold}: less than the {total_steps - warmup} steps of the stage after the"
+            " warm-up is needed"
+        )
     if settings.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, steps, alpha=end_factor)
     elif settings.schedule == "linear":
@@ -91,9 +98,10 @@ def make_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedu
         decay = optax.exponential_decay(peak, steps, end_factor, end_value=peak * end_factor)
     else:
         decay = optax.constant_schedule(peak)
-    if warmup == 0:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+    before = [(warmup, optax.linear_schedule(0.0, peak, warmup))] if warmup else []
+    before += [(warmup + hold, optax.constant_schedule(peak))] if hold else []
+    ends, schedules = [end for end, _ in before], [schedule for _, schedule in before]
+    return optax.join_schedules([*schedules, decay], ends)
 
 
 def make_optimizer(
