@@ -50,7 +50,7 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.seed"], "write --config.seed=value"),
         (["--config.tokenizer.steps=many"], "steps"),
         (["--config.tokenizer.model.name=vqvae"], "valid: efficient_vqgan, seqgan, vit_vqgan"),
-        (["--config.prior.model.name=gpt"], "valid: multigrained"),
+        (["--config.prior.model.name=gpt"], "valid: autoregressive, masked, multigrained"),
         (
             ["--config.tokenizer.model.quantizer.learning=emma"],
             "did you mean 'ema'? valid: ema, grad",

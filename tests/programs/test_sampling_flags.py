@@ -54,8 +54,9 @@ def test_a_meaning_names_the_sampler_where_they_differ(second):
     second(LineSampling)
     _, values = parsed()
     assert values["steps"].help == (
-        "line: lines at a time; a number in [1, 20]; multigrained: parallel steps in each block;"
-        " at least 1 [the config's]"
+        "line: lines at a time; a number in [1, 20]; masked: parallel steps in which the whole map"
+        " is filled; at least 1; multigrained: parallel steps in each block; at least 1"
+        " [the config's]"
     )
     assert values["temperature"].help == (
         "of the softmax that codes are drawn from; above 0 [the config's]"
@@ -85,5 +86,7 @@ def test_a_type_that_no_flag_has_is_told_to_the_developer(annotation, second):
 @pytest.mark.parametrize("annotation", [str, float, Literal["few", "many"]])
 def test_one_name_of_two_types_is_told_to_the_developer(annotation, second):
     second(dataclasses.make_dataclass("Other", [("steps", annotation, setting("few", "many"))]))
-    with pytest.raises(TypeError, match="steps has another type in each of multigrained, line"):
+    with pytest.raises(
+        TypeError, match="steps has another type in each of multigrained, masked, line"
+    ):
         parsed()

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,7 +17,7 @@ from vqjax.runs.checkpoints import Checkpointer
 from vqjax.runs.workdir import write_condition, write_config
 from vqjax.training.loop import abstract_state, first_state
 from vqjax.training.stage_kinds import build_stage
-from vqjax.training.start import leaves_by_path
+from vqjax.training.start import leaves_by_path, position_rule
 
 
 def shapes_of(stage):
@@ -127,6 +128,19 @@ def test_a_prior_takes_the_classes_that_it_shares_and_all_else_that_fits(
         np.testing.assert_array_equal(np.asarray(rows)[[0, -1]], np.asarray(old)[[0, -1]])
         assert f"params/{path} is stretched from {len(old)} to {len(rows)} cells" in text
     assert_all_is_told(fresh, started, theirs, text)
+
+
+def test_positions_of_cells_are_stretched_along_both_sides():
+    rows, columns = np.mgrid[:2, :3].astype(np.float32)
+    old = np.stack([rows, columns], -1)
+    path, new = "params/position/cell", jax.ShapeDtypeStruct((4, 6, 2), np.float32)
+    taken = position_rule({path: new}, {path: jnp.asarray(old)})[path]
+    assert taken.note == f"{path} is stretched from 2x3 to 4x6 cells"
+    made = np.asarray(taken.make(new, jnp.asarray(old)))
+    np.testing.assert_allclose(made[:, 2, 0], [0, 0.25, 0.75, 1], atol=1e-6)
+    np.testing.assert_allclose(made[1, :, 1], [0, 0.25, 0.75, 1.25, 1.75, 2], atol=1e-6)
+    wider = jax.ShapeDtypeStruct((4, 6, 3), np.float32)
+    assert not position_rule({path: wider}, {path: jnp.asarray(old)})
 
 
 def test_a_tokenizer_fits_every_resolution(config, tmp_path, caplog):

@@ -28,6 +28,23 @@ class GridEmbedding(nn.Module):
         return tables[0][:, None] + tables[1][None, :]
 
 
-def stretched(table: Float[Array, "n dim"], size: int) -> Float[Array, "size dim"]:
-    """A table of positions for a side of another number of cells, interpolated."""
-    return jax.image.resize(table, (size, table.shape[-1]), "linear")
+class CellEmbedding(nn.Module):
+    """Learned positions of cells, one for each.
+
+    Attributes:
+        grid: (h, w) of the cells.
+        dim: width.
+    """
+
+    grid: tuple[int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "n dim"]:
+        """Positions of all cells in raster order, in float32."""
+        return self.param("cell", INITIALIZER, (*self.grid, self.dim)).reshape(-1, self.dim)
+
+
+def stretched(table: Float[Array, "*n dim"], *sizes: int) -> Float[Array, "*m dim"]:
+    """A table of positions for sides of other numbers of cells, interpolated."""
+    return jax.image.resize(table, (*sizes, table.shape[-1]), "linear")

@@ -10,14 +10,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax import registry
+from vqjax.priors.autoregressive import AutoregressivePrior
 from vqjax.priors.base import Prior
+from vqjax.priors.masked import MaskedPrior
 from vqjax.priors.multigrained import MultiGrainedPrior
 
 __all__ = ["PRIORS", "Prior", "build_prior"]
 
 Grid = tuple[int, int]
 
-PRIORS: dict[str, type[Prior]] = {"multigrained": MultiGrainedPrior}
+PRIORS: dict[str, type[Prior]] = {
+    "multigrained": MultiGrainedPrior,
+    "autoregressive": AutoregressivePrior,
+    "masked": MaskedPrior,
+}
 
 
 def build_prior(

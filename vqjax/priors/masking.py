@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 MaskSchedule = Literal["cosine", "linear", "square", "cubic", "root"]
 
+# Fractions of the tokens that are masked for the held-out losses.
+MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
+
 
 def masked_fraction(ratio: Float[Array, "*b"], schedule: MaskSchedule) -> Float[Array, "*b"]:
     """Fraction of the tokens that is masked: from 1 at ratio 0 to 0 at ratio 1.

@@ -23,12 +23,10 @@ from vqjax.priors.base import Prior, Sums
 from vqjax.priors.block_layout import BlockLayout, Grid, block_layout
 from vqjax.priors.condition import ConditionEmbedding
 from vqjax.priors.contexts import Context, Contexts, HaloMask, Masks, draw_queries
-from vqjax.priors.masking import MaskSchedule
+from vqjax.priors.masking import MASK_RATIOS, MaskSchedule
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
-# Fractions of a query block that are masked for the held-out losses.
-MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
 # Positions of all sequences of an image, at most, where query_blocks_per_image="auto": as many as
 # full attention has on a grid of 32 x 32.
 _MOST_POSITIONS = 1_024

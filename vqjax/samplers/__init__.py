@@ -9,11 +9,13 @@ back unchanged. To add one, write its file here, with the settings of `TokenSamp
 and name it in `SAMPLERS`.
 """
 
-from vqjax.samplers import multigrained
+from vqjax.samplers import autoregressive, masked, multigrained
 from vqjax.samplers.base import Sampler, TokenSampling
 
 __all__ = ["SAMPLERS", "Sampler", "TokenSampling"]
 
 SAMPLERS: dict[str, Sampler] = {
-    "multigrained": Sampler(multigrained.MultiGrainedSampling, multigrained.sample)
+    "multigrained": Sampler(multigrained.MultiGrainedSampling, multigrained.sample),
+    "autoregressive": Sampler(autoregressive.AutoregressiveSampling, autoregressive.sample),
+    "masked": Sampler(masked.MaskedSampling, masked.sample),
 }

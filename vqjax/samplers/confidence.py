@@ -3,12 +3,33 @@
 Source: MaskGIT (Chang et al. 2022), section 3.2.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.priors.masking import MaskSchedule, masked_fraction
+from vqjax.samplers.base import TokenSampling
 from vqjax.samplers.filtering import filter_logits
+from vqjax.settings import Range, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelSampling(TokenSampling):
+    """The settings of parallel decoding; the noise on the confidence falls to 0 over the steps.
+
+    Raises:
+        FieldError: a value out of its range.
+    """
+
+    steps: int = setting(12, "parallel steps in which the whole map is filled", Range(1))
+    choice_temperature: float = setting(
+        4.5, "Gumbel noise on the confidence by which tokens are kept", Range(0)
+    )
+    mask_schedule: MaskSchedule = setting(
+        "cosine", "how the part of the map that is still masked falls over the steps"
+    )
 
 
 def still_masked(
@@ -73,3 +94,28 @@ def choose(
     # Known cells rank last, above every finite confidence.
     rank = jnp.argsort(jnp.argsort(jnp.where(unknown, confidence, jnp.inf), axis=-1), axis=-1)
     return drawn.astype(jnp.int32), unknown & (rank >= keep_masked[:, None])
+
+
+def parallel_step(
+    key: Key[Array, ""],
+    logits: Float[Array, "b n k"],
+    unknown: Bool[Array, "b n"],
+    at_start: Int[Array, "b"],
+    step: Int[Array, ""],
+    settings: ParallelSampling,
+) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
+    """One step of parallel decoding: the codes it draws, and the unknown cells that it fixes.
+
+    Args:
+        key: a random key.
+        logits: of each cell.
+        unknown: cells that are to be sampled.
+        at_start: how many they were before the first step.
+        step: 0 for the first.
+        settings: of the sampling.
+    """
+    now = jnp.sum(unknown, axis=-1)
+    keep_masked = still_masked(step, settings.steps, at_start, now, settings.mask_schedule)
+    noise = settings.choice_temperature * (1.0 - (step + 1) / settings.steps)
+    draw = settings.temperature, settings.top_k, settings.top_p
+    return choose(key, logits, unknown, keep_masked, noise, *draw)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vqjax.errors import FieldError
 from vqjax.priors.base import Prior
@@ -69,9 +69,22 @@ def guided_logits(
         condition: what the logits are to be guided to.
         weight: 1 for the logits under the condition, 0 for those without.
     """
+    twice = jax.tree.map(doubled, rows)
+    return guided(logits_of(*twice, both_conditions(null, condition)), weight)
+
+
+def both_conditions(null: Int[Array, "b c"], condition: Int[Array, "b c"]) -> Int[Array, "twice c"]:
+    """The null condition and its own of each image, for what `doubled` makes of its row."""
     # The two rows of an image side by side: a batch that is split over devices stays where it is.
-    both = einops.rearrange(jnp.stack([null, condition]), "two b c -> (b two) c")
-    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), rows)
-    logits = logits_of(*twice, both)
+    return einops.rearrange(jnp.stack([null, condition]), "two b c -> (b two) c")
+
+
+def doubled(x: Shaped[Array, "b ..."]) -> Shaped[Array, "twice ..."]:
+    """Each row twice."""
+    return jnp.repeat(x, 2, axis=0)
+
+
+def guided(logits: Float[Array, "twice *s k"], weight: Float[Array, ""]) -> Float[Array, "b *s k"]:
+    """Logits under `both_conditions` as one: without the condition, and `weight` times its part."""
     without, given = einops.rearrange(logits, "(b two) ... -> two b ...", two=2)
     return without + weight * (given - without)

@@ -15,25 +15,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.priors.masking import MaskSchedule
 from vqjax.priors.multigrained import MultiGrainedPrior
-from vqjax.samplers.base import TokenSampling
-from vqjax.samplers.confidence import choose, still_masked
+from vqjax.samplers.confidence import ParallelSampling, parallel_step
 from vqjax.samplers.guidance import guidance_weight, guided_logits
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiGrainedSampling(TokenSampling):
-    """The settings of the sampler; the noise on the confidence falls to 0 over the steps.
+class MultiGrainedSampling(ParallelSampling):
+    """The settings of the sampler: those of parallel decoding, of a block at a time.
 
     Raises:
         FieldError: a value out of its range.
     """
 
     steps: int = setting(8, "parallel steps in each block", Range(1))
-    choice_temperature: float = setting(
-        4.5, "Gumbel noise on the confidence by which tokens are kept", Range(0)
-    )
     mask_schedule: MaskSchedule = setting(
         "cosine", "how the part of a block that is still masked falls over the steps"
     )
@@ -134,20 +130,8 @@ def _sample(
                 )
                 null = prior.null_condition(condition)
                 logits = guided_logits(logits_of, rows, null, condition, weight)
-            now = jnp.sum(unknown, axis=-1)
-            keep = still_masked(step, settings.steps, at_start, now, settings.mask_schedule)
-            noise = settings.choice_temperature * (1.0 - (step + 1) / settings.steps)
             key = jax.random.fold_in(block_key, step)
-            drawn, fixed = choose(
-                key,
-                logits,
-                unknown,
-                keep,
-                noise,
-                settings.temperature,
-                settings.top_k,
-                settings.top_p,
-            )
+            drawn, fixed = parallel_step(key, logits, unknown, at_start, step, settings)
             # Cells outside the grid share an index with one inside: they must not write.
             target = jnp.where(inside, cells, codes.shape[1])
             value = jnp.where(fixed, drawn, codes[:, cells])

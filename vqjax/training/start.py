@@ -207,14 +207,15 @@ def position_rule(ours: Leaves, theirs: Leaves) -> dict[str, Taken | None]:
     """Learned positions of a grid of another size are stretched to the one here."""
     decided: dict[str, Taken | None] = {}
     for path, leaf in ours.items():
-        # The tables of `vqjax.nn.positions.GridEmbedding`.
-        if not re.fullmatch(r"params/(?:.*/)?\w*position/(?:row|column)", path):
+        # The tables of `vqjax.nn.positions`.
+        if not re.fullmatch(r"params/(?:.*/)?\w*position/(?:row|column|cell)", path):
             continue
         there = theirs.get(path)
-        if there is None or there.shape == leaf.shape or there.shape[1:] != leaf.shape[1:]:
+        if there is None or there.shape == leaf.shape or there.shape[-1] != leaf.shape[-1]:
             continue
-        note = f"{path} is stretched from {there.shape[0]} to {leaf.shape[0]} cells"
-        decided[path] = Taken((path,), lambda new, old: stretched(old, len(new)), note)
+        cells = ("x".join(map(str, table.shape[:-1])) for table in (there, leaf))
+        note = f"{path} is stretched from {' to '.join(cells)} cells"
+        decided[path] = Taken((path,), lambda new, old: stretched(old, *new.shape[:-1]), note)
     return decided
 
 
