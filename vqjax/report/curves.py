@@ -41,9 +41,9 @@ PANELS = (
     Panel(
         "Held-out loss, nats a token",
         {f"loss_at_{ratio}": f"{ratio} masked" for ratio in (0.25, 0.5, 0.75, 1.0)}
-        | {"unigram_entropy": "unigram entropy"},
-        "By the part of a block that is masked. Below the codes' unigram entropy, the prior knows"
-        " more than how frequent each code is.",
+        | {"nats_per_token": "from those before", "unigram_entropy": "unigram entropy"},
+        "By the part of a block or an image that is masked, or of each token from those before it."
+        " Below the codes' unigram entropy, the prior knows more than how frequent each code is.",
     ),
     Panel(
         "Parts of the reconstruction loss",
@@ -52,7 +52,7 @@ PANELS = (
         log=True,
     ),
     Panel("Held-out PSNR, dB", {"psnr": "PSNR"}, "Of held-out images; higher is better."),
-    Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the masked tokens that are guessed."),
+    Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the predicted tokens that are guessed."),
     Panel(
         "Codebook: perplexity",
         {"batch_perplexity": "of a batch", "codebook_perplexity": "of the split"},
