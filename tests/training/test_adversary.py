@@ -96,7 +96,9 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, 1e-3, 1e-6, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("adaptive", "max_weight"), [(False, 1.0), (True, 1e6)])
+@pytest.mark.parametrize(
+    ("adaptive", "max_weight"), [(False, 1.0), pytest.param(True, 1e6, marks=pytest.mark.slow)]
+)
 def test_both_networks_follow_their_losses(adaptive, max_weight, config, tmp_path):
     """Eq. 1 and VQGAN's Eq. 7; the adaptive weight is taken of l2 alone, and is a constant."""
     config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})
@@ -179,6 +181,7 @@ class Counts(TokenizerStage):
         return super().train_step(state, frozen, batch, phase)
 
 
+@pytest.mark.slow
 def test_steps_with_and_without_r1_are_a_program_each_and_resume(tmp_path, caplog):
     workdir = tmp_path / "run"
     config = tiny.get_config(f"path={tiny.write_images(tmp_path / 'images')},steps=6")

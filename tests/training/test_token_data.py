@@ -73,6 +73,7 @@ def data_of(config):
     return TrainingData(data_settings(config), *sources, tiny.CONDITION)
 
 
+@pytest.mark.slow
 def test_from_images_from_memory_and_from_disk_it_is_one_training(workdir, caplog):
     config = config_of(in_memory=0)
     images = train_prior(config, workdir, "images")
@@ -253,6 +254,7 @@ def test_encoding_in_microbatches_is_that_of_the_whole_batch(workdir):
         np.testing.assert_allclose(x, y, 1e-4, 1e-6, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_microbatches_bound_the_memory_of_encoding():
     """Of a stage whose encoder is what takes memory."""
     config = config_of()
