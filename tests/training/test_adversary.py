@@ -138,6 +138,7 @@ def test_both_networks_follow_their_losses(adaptive, max_weight, config, tmp_pat
     np.testing.assert_allclose(measured, [loss, real, fake], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_r1_joins_the_loss_of_the_discriminator_in_its_steps(config, tmp_path):
     """Half of gamma, for all steps until the next; at real images after their augmentation."""
     config.tokenizer.discriminator.update({"r1_gamma": 3.0, "r1_every": 4})

@@ -225,6 +225,7 @@ def test_a_config_without_the_setting_has_its_default(tmp_path):
     assert tiny.make_stage(config, "prior", tmp_path).tokens_from.tokens == ""
 
 
+@pytest.mark.slow
 def test_encoding_in_microbatches_is_that_of_the_whole_batch(workdir):
     """The update of images in microbatches, and that of their tokens, made all at once."""
     config = config_of()
