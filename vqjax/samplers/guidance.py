@@ -51,6 +51,32 @@ def guidance_weight(
     return 1.0 + (guidance - 1.0) * (step / max(last, 1))
 
 
+def step_logits(
+    logits_of: Callable[..., Float[Array, "rows *s k"]],
+    rows: tuple[Any, ...],
+    prior: Prior,
+    condition: Int[Array, "b c"],
+    settings: Any,
+    step: Int[Array, ""],
+    last: int,
+) -> Float[Array, "b *s k"]:
+    """Logits of a step of sampling, guided where the settings ask for it.
+
+    Args:
+        logits_of: see `guided_logits`.
+        rows: likewise.
+        prior: whose null condition guidance takes.
+        condition: see `vqjax.priors.condition`.
+        settings: a `TokenSampling`.
+        step: see `guidance_weight`.
+        last: likewise.
+    """
+    if settings.guidance == 1.0:
+        return logits_of(*rows, condition)
+    weight = guidance_weight(step, last, settings.guidance, settings.guidance_schedule)
+    return guided_logits(logits_of, rows, prior.null_condition(condition), condition, weight)
+
+
 def guided_logits(
     logits_of: Callable[..., Float[Array, "twice *s k"]],
     rows: tuple[Any, ...],

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from vqjax.priors.masked import MaskedPrior
 from vqjax.samplers.confidence import ParallelSampling, parallel_step
-from vqjax.samplers.guidance import guidance_weight, guided_logits
+from vqjax.samplers.guidance import step_logits
 from vqjax.tokens import Tokens
 
 
@@ -81,14 +81,8 @@ def _sample(
     def advance(state: tuple[Array, Array]) -> tuple[Array, Array]:
         step, codes = state
         logits_of = functools.partial(prior.apply, variables)
-        if settings.guidance == 1.0:
-            logits = logits_of(codes, condition)
-        else:
-            weight = guidance_weight(
-                step, settings.steps - 1, settings.guidance, settings.guidance_schedule
-            )
-            null = prior.null_condition(condition)
-            logits = guided_logits(logits_of, (codes,), null, condition, weight)
+        last = settings.steps - 1
+        logits = step_logits(logits_of, (codes,), prior, condition, settings, step, last)
         key = jax.random.fold_in(rng, step)
         drawn, fixed = parallel_step(key, logits, unknown_of(codes), at_start, step, settings)
         return step + 1, jnp.where(fixed, drawn, codes)

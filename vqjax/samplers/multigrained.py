@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqjax.priors.masking import MaskSchedule
 from vqjax.priors.multigrained import MultiGrainedPrior
 from vqjax.samplers.confidence import ParallelSampling, parallel_step
-from vqjax.samplers.guidance import guidance_weight, guided_logits
+from vqjax.samplers.guidance import step_logits
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
@@ -121,15 +121,8 @@ def _sample(
             step, codes = state
             unknown = unknown_of(codes)
             rows = codes[:, window_cells], query, global_tokens
-            if settings.guidance == 1.0:
-                logits = logits_of(*rows, condition)
-            else:
-                done = turn * settings.steps + step
-                weight = guidance_weight(
-                    done, last_step, settings.guidance, settings.guidance_schedule
-                )
-                null = prior.null_condition(condition)
-                logits = guided_logits(logits_of, rows, null, condition, weight)
+            done = turn * settings.steps + step
+            logits = step_logits(logits_of, rows, prior, condition, settings, done, last_step)
             key = jax.random.fold_in(block_key, step)
             drawn, fixed = parallel_step(key, logits, unknown, at_start, step, settings)
             # Cells outside the grid share an index with one inside: they must not write.
