@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.features.folding import fold
-from vqjax.features.weight_files import NamedWeights
+from vqjax.features.weight_files import NamedWeights, declared_variables
 from vqjax.nn.convolutional import Convolution
 
 Resize = Literal["torch", "tf", "clean"]
@@ -275,10 +275,7 @@ def load_inception(
     """
     state, digest = WEIGHTS.read(file, sha256)
     module = InceptionV3(resize, dtype)
-    images = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
-    expected = jax.eval_shape(
-        lambda key, images: module.init(key, images, method="pooled"), jax.random.key(0), images
-    )
+    expected = declared_variables(module, "pooled", INPUT_SIZE)
     params = fold(state, expected["params"], _names, _BATCH_NORM_EPSILON, str(file))
     return module, {"params": params}, digest
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.features.folding import fold
 from vqjax.features.imagenet import standardize
-from vqjax.features.weight_files import NamedWeights
+from vqjax.features.weight_files import NamedWeights, declared_variables
 from vqjax.nn.convolutional import Convolution
 
 # The side in pixels of the images that it was trained on.
@@ -109,10 +108,7 @@ def resnet_params(module: ResNet, state: dict[str, Any], source: str) -> dict[st
     Raises:
         InputError: the state dict is of another network.
     """
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    expected = jax.eval_shape(
-        lambda key, images: module.init(key, images, method="logits"), jax.random.key(0), images
-    )
+    expected = declared_variables(module)
     return fold(state, expected["params"], _names, _BATCH_NORM_EPSILON, source)
 
 

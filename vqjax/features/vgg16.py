@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vqjax.features.folding import fold
 from vqjax.features.imagenet import standardize
-from vqjax.features.weight_files import NamedWeights
+from vqjax.features.weight_files import NamedWeights, declared_variables
 from vqjax.nn.convolutional import Convolution
 from vqjax.nn.linear import Dense
 
@@ -136,10 +135,7 @@ def vgg16_params(module: VGG16Classifier, state: dict[str, Any], source: str) ->
     Raises:
         InputError: the state dict is of another network.
     """
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    expected = jax.eval_shape(
-        lambda key, images: module.init(key, images, method="logits"), jax.random.key(0), images
-    )
+    expected = declared_variables(module)
     # It has no BatchNorms, and so no epsilon of theirs.
     return fold(state, expected["params"], _names, 0.0, source)
 

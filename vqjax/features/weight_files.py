@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -299,12 +301,27 @@ def _read_zipped(contents: bytes) -> Any:
         return _ZippedTorchUnpickler(archive, pickles[0]).load()
 
 
+def declared_variables(
+    module: nn.Module, method: str | None = "logits", side: int = 32
+) -> dict[str, Any]:
+    """Shapes of the variables that a network has.
+
+    Args:
+        module: of images (b, side, side, 3).
+        method: whose parameters they are; None for `__call__`.
+        side: one that the network takes, in pixels.
+    """
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    init = functools.partial(module.init, method=method)
+    return dict(jax.eval_shape(init, jax.random.key(0), images))
+
+
 def check_shapes(weights: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
     """Checks that two nested dicts have the same names and arrays of the same shape and dtype.
 
     Args:
         weights: what was read.
-        expected: what the network declares, e.g. from `jax.eval_shape`.
+        expected: what the network declares, see `declared_variables`.
         source: the file that `weights` was read from, for the message.
 
     Raises:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import InputError
 from vqjax.features.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
 from vqjax.features.vgg16 import WEIGHTS, VGG16Classifier, load_vgg16
+from vqjax.features.weight_files import declared_variables
 from vqjax.losses.perceptual import load_lpips
 
 # Below that, the trunk's last map has no position.
@@ -85,20 +86,11 @@ class SemanticLoss:
 
     def frozen_shapes(self) -> dict[str, Any]:
         """Shapes of `load_frozen`."""
-        images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-
-        def shapes(module: VGG16Classifier | EfficientNetLite, logits: bool) -> Any:
-            method = "logits" if logits else None
-            return jax.eval_shape(
-                lambda key, images: module.init(key, images, method=method),
-                jax.random.key(0),
-                images,
-            )
-
+        method = "logits" if self._has_logits_of("vgg16") else None
         return {
-            name: shapes(EfficientNetLite("lite0"), True)
+            name: declared_variables(EfficientNetLite("lite0"))
             if name == "efficientnet_lite0"
-            else shapes(VGG16Classifier(), self._has_logits_of("vgg16"))
+            else declared_variables(VGG16Classifier(), method)
             for name in self.networks
         }
 
