@@ -4,25 +4,21 @@ Source: paper 001, table 8; the embeddings and the head are MaskGIT's (Chang et 
 BERT's.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, Embed, add_parameter
 from vqjax.nn.positions import CellEmbedding
-from vqjax.nn.transformer import INITIALIZER, Transformer, check_heads, unrolled
-from vqjax.priors.base import Prior
+from vqjax.nn.transformer import INITIALIZER
 from vqjax.priors.condition import ConditionEmbedding
-from vqjax.settings import Range, setting
+from vqjax.priors.transformer import TransformerPrior
+from vqjax.settings import setting
 
-AnyDense = TypeVar("AnyDense", bound="DensePrior")
 
-
-class DensePrior(Prior):
+class DensePrior(TransformerPrior):
     """A transformer over the condition and all codes of an image, in raster order.
 
     A code's vector is that of the code and that of its place, normalised where `norm` is "post".
@@ -34,33 +30,9 @@ class DensePrior(Prior):
     # Codes with an embedding that no tokenizer makes.
     special_codes: ClassVar[int] = 0
 
-    dim: int = setting(768, "width of the transformer", Range(1))
-    num_layers: int = setting(24, "its depth", Range(1))
-    num_heads: int = setting(16, "its attention heads; a divisor of the width", Range(1))
     norm: Literal["pre", "post"] = setting(
         "post", "LayerNorm before each layer (GPT-2) or after it (MaskGIT), see `Transformer`"
     )
-    dropout: float = setting(
-        0.1, "rate on the embeddings and in the transformer", Range(0, 1, below=True)
-    )
-    label_smoothing: float = setting(
-        0.1, "of the training loss; a held-out loss is never smoothed", Range(0, 1, below=True)
-    )
-    scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
-    remat: bool = setting(False, "recompute each layer in the backward pass")
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "compute dtype; parameters and logits are float32"
-    )
-    implementation: Implementation = setting("xla", "of the attention, see `vqjax.nn.attention`")
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            FieldError: a value out of its range, or heads that do not divide the width.
-        """
-        super().__post_init__()
-        check_heads(self)
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
@@ -76,16 +48,7 @@ class DensePrior(Prior):
         if self.norm == "post":
             self.embedding_norm = nn.LayerNorm(dtype=self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.transformer = Transformer(
-            self.num_layers,
-            self.num_heads,
-            dropout=self.dropout,
-            norm=self.norm,
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            implementation=self.implementation,
-        )
+        self.transformer = self.make_transformer(self.norm)
         self.head_linear = Dense(self.dim, dtype=self.dtype, kernel_init=INITIALIZER)
         self.head_norm = nn.LayerNorm(dtype="float32")
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (self.num_codes,))
@@ -111,13 +74,3 @@ class DensePrior(Prior):
         """Logits of the codes, in float32, from the output of the transformer."""
         h = self.head_norm(nn.gelu(self.head_linear(x)))
         return self.code_embedding.attend(h)[..., : self.num_codes] + self.head_bias
-
-    def unrolled(
-        self: AnyDense, variables: Mapping[str, Any]
-    ) -> tuple[AnyDense, Mapping[str, Any]]:
-        """The same prior without a scan over its layers, for a loop around it."""
-        if not self.scan:
-            return self, variables
-        params = variables["params"]
-        params = {**params, "transformer": unrolled(params["transformer"])}
-        return self.clone(scan=False), {**variables, "params": params}

@@ -4,8 +4,7 @@ Source: paper 000, sections 3.2 (multi-grained attention) and 3.3 (masked traini
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import einops
 import flax.linen as nn
@@ -15,15 +14,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.losses.cross_entropy import cross_entropy
-from vqjax.nn.attention import Implementation
 from vqjax.nn.linear import Dense, DenseGeneral, Embed, add_parameter
 from vqjax.nn.positions import GridEmbedding
-from vqjax.nn.transformer import INITIALIZER, Transformer, check_heads, unrolled
-from vqjax.priors.base import Prior, Sums
+from vqjax.nn.transformer import INITIALIZER
+from vqjax.priors.base import Sums
 from vqjax.priors.block_layout import BlockLayout, Grid, block_layout
 from vqjax.priors.condition import ConditionEmbedding
 from vqjax.priors.contexts import Context, Contexts, HaloMask, Masks, draw_queries
 from vqjax.priors.masking import MASK_RATIOS, MaskSchedule
+from vqjax.priors.transformer import TransformerPrior
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
 
@@ -32,7 +31,7 @@ from vqjax.tokens import Tokens
 _MOST_POSITIONS = 1_024
 
 
-class MultiGrainedPrior(Prior):
+class MultiGrainedPrior(TransformerPrior):
     """p(block of tokens | tokens around it, one token per block of the image, condition), masked.
 
     The sequence of a query block is [condition, global tokens, local tokens]. A global token is a
@@ -65,19 +64,10 @@ class MultiGrainedPrior(Prior):
     known_tokens: ClassVar[bool] = True
     rngs: ClassVar[tuple[str, ...]] = ("mask", "dropout")
 
-    dim: int = setting(768, "width of the transformer", Range(1))
-    num_layers: int = setting(24, "its depth", Range(1))
-    num_heads: int = setting(16, "its attention heads; a divisor of the width", Range(1))
     # Narrower than `dim`, since the strided convolution has W_s^2 * embed_dim * dim weights.
     embed_dim: int = setting(256, "width of a code's embedding", Range(1))
     block_size: int = setting(8, "W_s, side of a query block", Range(1))
     halo: int = setting(2, "E_s, how far the local window reaches beyond it", Range(0))
-    dropout: float = setting(
-        0.1, "rate on the embeddings and in the transformer", Range(0, 1, below=True)
-    )
-    label_smoothing: float = setting(
-        0.1, "of the training loss; a held-out loss is never smoothed", Range(0, 1, below=True)
-    )
     query_blocks_per_image: int | Literal["auto"] | None = setting(
         "auto", "blocks of each image that a training step predicts; None for all", Range(1)
     )
@@ -89,21 +79,6 @@ class MultiGrainedPrior(Prior):
         0.1, "part of the query blocks whose frame is displaced in training", Range(0, 1)
     )
     mask_schedule: MaskSchedule = setting("cosine", "of the rates at which tokens are masked")
-    scan: bool = setting(True, "one scanned layer, compiled once, see `Transformer`")
-    remat: bool = setting(False, "recompute each layer in the backward pass")
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "compute dtype; parameters and logits are float32"
-    )
-    implementation: Implementation = setting("xla", "of the attention, see `vqjax.nn.attention`")
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            FieldError: a value out of its range, or heads that do not divide the width.
-        """
-        super().__post_init__()
-        check_heads(self)
 
     def setup(self) -> None:
         """Declares the embeddings, the transformer and the head."""
@@ -120,15 +95,7 @@ class MultiGrainedPrior(Prior):
         if self.num_ids:
             self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.transformer = Transformer(
-            self.num_layers,
-            self.num_heads,
-            dropout=self.dropout,
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            implementation=self.implementation,
-        )
+        self.transformer = self.make_transformer("pre")
         self.head = Dense(self.num_codes, kernel_init=INITIALIZER)
 
     @property
@@ -144,16 +111,6 @@ class MultiGrainedPrior(Prior):
             corner: its cell at which the frame of a training image begins.
         """
         return block_layout(grid, self.block_size, self.halo, self.grid, corner)
-
-    def unrolled(
-        self, variables: Mapping[str, Any]
-    ) -> tuple["MultiGrainedPrior", Mapping[str, Any]]:
-        """The same prior without a scan over its layers, for a loop around it."""
-        if not self.scan:
-            return self, variables
-        params = variables["params"]
-        params = {**params, "transformer": unrolled(params["transformer"])}
-        return self.clone(scan=False), {**variables, "params": params}
 
     def drawn_blocks(self, grid: Grid, train: bool = True) -> int:
         """The number of query blocks of an image that are predicted.
