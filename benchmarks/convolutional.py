@@ -10,7 +10,6 @@ of memory is its own.
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from measuring import peak_memory, take_cores
 
 from vqjax.errors import InputError
 from vqjax.programs import command_line, host_memory
@@ -135,11 +135,10 @@ def measure(system: str) -> dict[str, float]:
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "seconds": statistics.median(seconds[1:]),
         "first": seconds[0],
-        "GiB": peak,
+        "GiB": peak_memory() / 1024,
         "parameters": parameters,
     }
 
@@ -147,12 +146,7 @@ def measure(system: str) -> dict[str, float]:
 def main() -> None:
     """Prints the table."""
     jax.config.update("jax_enable_compilation_cache", False)
-    cores = sorted(os.sched_getaffinity(0))
-    threads = THREADS.value or len(cores)
-    if threads > len(cores):
-        raise InputError(f"--threads={threads}: there are {len(cores)} cores")
-    # XLA makes as many threads as there are cores for the process.
-    os.sched_setaffinity(0, cores[:threads])
+    threads = take_cores(THREADS.value)
     if SYSTEM.value:
         print(json.dumps(measure(SYSTEM.value)))
         return

@@ -10,8 +10,6 @@ images. Nothing is downloaded: the weights are drawn, and handed over in a file 
 
 import functools
 import hashlib
-import os
-import resource
 import statistics
 import tempfile
 import time
@@ -23,6 +21,7 @@ from unittest import mock
 import jax
 import numpy as np
 from absl import flags
+from measuring import peak_memory, take_cores
 
 from vqjax.errors import InputError
 from vqjax.features.inception import load_inception
@@ -70,11 +69,6 @@ def pytorch_fid_network() -> tuple[Any, dict[str, Any]]:
     return wrapper, network.state_dict()
 
 
-def peak_memory() -> float:
-    """Largest resident set of the process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def seconds(function: Callable[[], Any]) -> float:
     """Time of a call."""
     began = time.perf_counter()
@@ -86,12 +80,7 @@ def main() -> None:
     """Prints the table."""
     # What is compiled is timed, not read back.
     jax.config.update("jax_enable_compilation_cache", False)
-    cores = sorted(os.sched_getaffinity(0))
-    threads = THREADS.value or len(cores)
-    if threads > len(cores):
-        raise InputError(f"--threads={threads}: there are {len(cores)} cores")
-    # XLA makes as many threads as there are cores for the process.
-    os.sched_setaffinity(0, cores[:threads])
+    threads = take_cores(THREADS.value)
     theirs, state = pytorch_fid_network()
     import torch
 

@@ -1,10 +1,14 @@
-"""Time and memory of a compiled program, for the benchmarks."""
+"""Time and memory of a program, and the cores that it may use, for the benchmarks."""
 
+import os
+import resource
 import statistics
 import time
 from typing import Any
 
 import jax
+
+from vqjax.errors import InputError
 
 MIB = 2**20
 
@@ -40,3 +44,27 @@ def seconds_per_call(
         if trains:
             arguments = (results[0], *arguments[1:])
     return statistics.median(seconds[1:])
+
+
+def peak_memory() -> float:
+    """Largest resident set of the process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def take_cores(threads: int | None) -> int:
+    """Keeps the process to some of its cores, and says to how many.
+
+    Call it before JAX starts: XLA makes as many threads as there are cores for the process.
+
+    Args:
+        threads: the value of --threads; None for all.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    taken = threads or len(cores)
+    if taken > len(cores):
+        raise InputError(f"--threads={taken}: there are {len(cores)} cores")
+    os.sched_setaffinity(0, cores[:taken])
+    return taken
