@@ -13,6 +13,7 @@ from vqjax.runs.stages import StageSettings
 from vqjax.samplers import SAMPLERS
 from vqjax.settings import defaults_of
 from vqjax.training.adversary import AdversarialSettings
+from vqjax.training.codebook import KMeansSettings
 from vqjax.training.frechet_monitor import FrechetSettings
 from vqjax.training.optimizers import OptimizerSettings
 
@@ -84,6 +85,7 @@ def tokenizer_stage() -> ConfigDict:
     # none, patchgan, projected or stylegan2
     stage.discriminator.model = ConfigDict({"name": "none"})
     stage.discriminator.optimizer = defaults_of(OptimizerSettings)
+    stage.kmeans = defaults_of(KMeansSettings)
     stage.best_metric = "psnr"
     return stage
 
@@ -94,6 +96,7 @@ def decoder_stage(tokenizer: ConfigDict) -> ConfigDict:
     stage.kind = "decoder"
     stage.tokenizer = "tokenizer"  # the stage whose encoder and codebook are kept
     stage.loss.vq = 0.0
+    del stage.kmeans
     return stage
 
 

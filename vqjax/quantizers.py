@@ -18,7 +18,7 @@ from vqjax.settings import Range, check_settings, setting
 # The collection of a moving-average codebook, and of the statistics of any.
 STATE = "quantizer"
 
-# Entries of the matrix of distances that a soft usage has in memory at a time: 64 MiB.
+# Entries of a matrix of distances that are in memory at a time, where there are parts: 64 MiB.
 _DISTANCES = 2**24
 
 
@@ -115,8 +115,7 @@ def soft_usage(
     vectors, num_codes = z.size // z.shape[-1], len(codebook)
     cells = vectors // len(z)
     if parts is None:
-        enough = min(-(-vectors * num_codes // _DISTANCES), cells)
-        parts = next(n for n in range(enough, cells + 1) if cells % n == 0)
+        parts = distance_parts(len(z), cells, num_codes)
 
     @jax.checkpoint
     def add(
@@ -132,6 +131,15 @@ def soft_usage(
     split = jnp.moveaxis(z.reshape(len(z), parts, -1, z.shape[-1]), 1, 0)
     total, _ = jax.lax.scan(add, jnp.zeros(num_codes), split)
     return total / vectors
+
+
+def distance_parts(rows: int, vectors: int, num_codes: int) -> int:
+    """In how many parts `rows` times `vectors` are compared with all codes: a divisor of `vectors`.
+
+    They are as few as keep a part's distances from taking much memory.
+    """
+    enough = min(-(-rows * vectors * num_codes // _DISTANCES), vectors)
+    return next(n for n in range(enough, vectors + 1) if vectors % n == 0)
 
 
 def usage(counts: Float[Array, "k"]) -> Float[Array, ""]:
@@ -220,6 +228,33 @@ class VectorQuantizer(nn.Module):
             codebook = self.code_sum.value / self.code_count.value[:, None]
         return l2_normalize(codebook) if self.latent_norm == "l2" else codebook
 
+    def state_of(self, codes: Float[Array, "k d"], uses: Float[Array, "k"]) -> dict[str, Array]:
+        """Its state with another codebook; {} where it has none.
+
+        Args:
+            codes: the codebook.
+            uses: of each code by a batch, as far as is known.
+        """
+        # As those that restart, to have time to find some.
+        count = jnp.maximum(uses, self._fresh_count)
+        if self.learning == "ema":
+            return {
+                "code_sum": codes * count[:, None],
+                "code_count": count,
+                "started": jnp.ones((), bool),
+            }
+        if self.notes_dead_codes:
+            dead = jnp.zeros(self.num_codes, bool)
+            return {"code_count": count, "dead": dead, "restart_at": jnp.zeros_like(codes)}
+        return {}
+
+    def compared(self, z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Vectors as they are compared with the codes: normalized by `latent_norm`, float32."""
+        z = z.astype(jnp.float32)
+        if self.latent_norm == "layer":
+            return nn.standardize(z, axis=-1)
+        return l2_normalize(z) if self.latent_norm == "l2" else z
+
     def embed(self, codes: Int[Array, "*n"]) -> Float[Array, "*n d"]:
         """The vectors of given codes, [0, num_codes)."""
         return self.codes()[codes]
@@ -241,11 +276,7 @@ class VectorQuantizer(nn.Module):
             "batch_perplexity" and, where the entropy has a weight, its exp, "soft_perplexity".
         """
         dtype = z.dtype
-        z = z.astype(jnp.float32)
-        if self.latent_norm == "layer":
-            z = nn.standardize(z, axis=-1)
-        elif self.latent_norm == "l2":
-            z = l2_normalize(z)
+        z = self.compared(z)
         flat = z.reshape(-1, self.code_dim)
         training = train and not self.is_initializing()
         if training and self.learning == "ema":

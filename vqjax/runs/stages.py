@@ -24,12 +24,12 @@ from vqjax.settings import Range, check_settings, setting
 # By kind, in the order in which stages build on each other: what a stage has beside the settings
 # that all have (its parts, and the stage that it builds on).
 KINDS = {
-    "tokenizer": ("model", "optimizer", "frechet", "loss", "discriminator"),
+    "tokenizer": ("model", "optimizer", "frechet", "loss", "discriminator", "kmeans"),
     "decoder": ("model", "optimizer", "frechet", "loss", "discriminator", "tokenizer"),
     "prior": ("model", "optimizer", "frechet", "tokenizer", "data"),
 }
-# A part that a config made before there was one lacks; its settings are then the defaults.
-_MAY_BE_MISSING = "data"
+# Parts that a config made before there were any lacks; their settings are then the defaults.
+_MAY_BE_MISSING = ("data", "kmeans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def stage_settings(name: str, config: ConfigDict) -> StageSettings:
     """
     parts = KINDS[config.kind]
     for part in parts:
-        if part not in config and part != _MAY_BE_MISSING:
+        if part not in config and part not in _MAY_BE_MISSING:
             raise InputError(
                 f"config.{name}.{part} is missing: a stage of kind {config.kind!r} has"
                 f" {', '.join(parts)}"

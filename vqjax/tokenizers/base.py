@@ -22,6 +22,9 @@ from vqjax.tokens import Tokens
 
 Metrics = dict[str, Float[Array, ""]]
 
+# Path of the codebook among the parameters.
+_CODEBOOK = "quantizer/codebook"
+
 
 class ReplacedRows(NamedTuple):
     """Rows of a parameter that a training step is to replace.
@@ -203,6 +206,37 @@ class Tokenizer(nn.Module):
         """The vectors of all codes."""
         return self.quantizer.codes()
 
+    def latents(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b n d"]:
+        """The vectors of images in [-1, 1] that are compared with the codes, one for each token.
+
+        Raises:
+            InputError: as `grid`.
+        """
+        self.grid(*images.shape[1:3])
+        z = self.quantizer.compared(self.encoder(images))
+        return z.reshape(len(z), -1, z.shape[-1])
+
+    def with_codebook(
+        self, model_state: Any, codes: Float[Array, "k d"], uses: Float[Array, "k"]
+    ) -> tuple[ReplacedRows | None, Any]:
+        """What is to be set, outside of a step, to give the tokenizer another codebook.
+
+        Args:
+            model_state: the model's collections but "params".
+            codes: all vectors, of length one where the codebook is on the unit sphere.
+            uses: of each code by a batch.
+
+        Returns:
+            All rows of the codebook where it is a parameter, else None; the state with it.
+        """
+        state = self.quantizer.state_of(codes, uses)
+        if state:
+            model_state = {**model_state, STATE: {**model_state[STATE], "quantizer": state}}
+        if self.quantizer.learning == "ema":
+            return None, model_state
+        rows = jnp.ones(self.num_codes, bool)
+        return ReplacedRows(_CODEBOOK, rows, codes), model_state
+
     def replaced_codes(self, model_state: Any) -> tuple[ReplacedRows, Any] | None:
         """The codes that are to be replaced after a training step, which alone can set parameters.
 
@@ -215,7 +249,7 @@ class Tokenizer(nn.Module):
         if not self.quantizer.notes_dead_codes:
             return None
         notes = model_state[STATE]["quantizer"]
-        replaced = ReplacedRows("quantizer/codebook", notes["dead"], notes["restart_at"])
+        replaced = ReplacedRows(_CODEBOOK, notes["dead"], notes["restart_at"])
         forgotten = {**notes, "dead": jnp.zeros_like(notes["dead"])}
         return replaced, {**model_state, STATE: {**model_state[STATE], "quantizer": forgotten}}
 

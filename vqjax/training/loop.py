@@ -143,13 +143,14 @@ def train_stage(
             if phase not in begun:
                 begun.add(phase)
                 log.info("%s: phase %d begins with step %d", stage.name, phase, step)
+            state, between = stage.between_steps(state, step - 1, data, frozen, to_devices, share)
             with profiler.step(step, pending):
                 state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
                 window.append(_finite(stage, step - 1, pending, checkpointer, folder))
                 bar.update(step - 1, window[-1]["loss"])
-            pending = metrics
+            pending = metrics | between
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 log.info("%s: first step after %.0f s", stage.name, time.monotonic() - began)

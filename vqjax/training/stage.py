@@ -147,6 +147,34 @@ class Stage(abc.ABC):
             to_devices: makes global arrays on the devices of a tree of them.
         """
 
+    def between_steps(
+        self,
+        state: State,
+        step: int,
+        data: TrainingData,
+        frozen: Any,
+        to_devices: ToDevices,
+        share: Share,
+    ) -> tuple[State, dict[str, float]]:
+        """What is done to the state between two steps: a function of it and of `step`; nothing.
+
+        It belongs to the step that follows: a checkpoint of `step` has the state before it, and
+        after the last step there is none.
+
+        Args:
+            state: after `step` steps.
+            step: finished ones.
+            data: of the run.
+            frozen: of `load_frozen`.
+            to_devices: makes global arrays on the devices of a tree of this process's rows.
+            share: of this process.
+
+        Returns:
+            The state that the next step takes, and more metrics of that step.
+        """
+        del step, data, frozen, to_devices, share
+        return state, {}
+
     def check_data(self, data: TrainingData) -> None:
         """Checks, before any stage of the run begins, what this one takes from the data.
 

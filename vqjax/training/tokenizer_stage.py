@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from vqjax import quantizers, registry
+from vqjax.data import Share
 from vqjax.generation.image_grid import pair_grid
 from vqjax.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from vqjax.losses.pixelwise import psnr
@@ -25,10 +28,19 @@ from vqjax.random_keys import random_key
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary, adversarial_settings
+from vqjax.training.codebook import Reestimation, with_replaced_rows
 from vqjax.training.frechet_monitor import FrechetMonitor
-from vqjax.training.optimizers import accumulate, forget_rows, set_rows
-from vqjax.training.stage import Batch, Metrics, Pictures, Stage, ToDevices, apply_gradient
-from vqjax.training.state import Network, State
+from vqjax.training.optimizers import accumulate
+from vqjax.training.stage import (
+    Batch,
+    Metrics,
+    Pictures,
+    Stage,
+    ToDevices,
+    TrainingData,
+    apply_gradient,
+)
+from vqjax.training.state import State
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +109,11 @@ class TokenizerStage(Stage):
         if self.frechet_settings.images:
             self.frechet = FrechetMonitor(self.frechet_settings, prefix="r")
         self.eval_step = jax.jit(self._eval_step)
+        if self.trains_codes:
+            kmeans = own.get("kmeans", {})
+            self.reestimation = Reestimation(
+                f"{name}.kmeans", kmeans, self.model, self.settings, side
+            )
 
     def init_variables(self, key: Key[Array, ""]) -> Any:
         """The tokenizer's variables."""
@@ -137,6 +154,26 @@ class TokenizerStage(Stage):
             return 0
         return 2 if self.adversary.settings.has_r1(step) else 1
 
+    def between_steps(
+        self,
+        state: State,
+        step: int,
+        data: TrainingData,
+        frozen: Any,
+        to_devices: ToDevices,
+        share: Share,
+    ) -> tuple[State, dict[str, float]]:
+        """Re-estimates the codebook by k-means, where it is time to, of the next batches."""
+        if not (self.trains_codes and self.reestimation.is_due(step)):
+            return state, {}
+        batches = self.training_batches(data, frozen, to_devices, start_step=step, share=share)
+        key = random_key(self.seed, f"{self.name}/kmeans", step)
+        with closing(batches):
+            some = itertools.islice(batches, self.reestimation.batches)
+            images = (to_devices(batch["image"]) for batch in some)
+            model, metrics = self.reestimation(state.model, images, key)
+        return dataclasses.replace(state, model=model), metrics
+
     def train_step(
         self, state: State, frozen: Any, batch: Batch, phase: int | None = None
     ) -> tuple[State, Metrics]:
@@ -158,8 +195,12 @@ class TokenizerStage(Stage):
             model, grads["model"], model_states["model"], state.step
         )
         metrics |= update_metrics
-        if self.trains_codes:
-            model = self._with_replaced_codes(model)
+        noted = self.model.replaced_codes(model.model_state) if self.trains_codes else None
+        if noted is not None:
+            replaced, model_state = noted
+            model = with_replaced_rows(
+                dataclasses.replace(model, model_state=model_state), replaced
+            )
         if adversary:
             metrics["discriminator_gradient_norm"] = optax.tree.norm(grads["discriminator"])
             discriminator = apply_gradient(
@@ -169,21 +210,6 @@ class TokenizerStage(Stage):
                 adversary.optimizer,
             )
         return State(state.step + 1, model, discriminator), metrics
-
-    def _with_replaced_codes(self, network: Network) -> Network:
-        """A network after an update, with new codes in the place of those that are to go.
-
-        They have no past: neither in the optimizer nor in the average of the weights.
-        """
-        noted = self.model.replaced_codes(network.model_state)
-        if noted is None:
-            return network
-        (path, rows, vectors), model_state = noted
-        params, ema = (
-            None if tree is None else set_rows(tree, path, rows, vectors)
-            for tree in (network.params, network.ema)
-        )
-        return Network(params, forget_rows(network.opt_state, path, rows), ema, model_state)
 
     def _gradients(
         self,
