@@ -107,3 +107,24 @@ def test_gradients_are_as_precise_as_the_call():
     program = jax.make_jaxpr(jax.grad(total, (0, 1)))(*shapes).jaxpr
     highest = (jax.lax.Precision.HIGHEST,) * 2
     assert {p.params["precision"] for p in products(program)} == {highest}
+
+
+@pytest.mark.parametrize("name", ["dense", "axes out", "axes in"])
+def test_transposed_parameters_make_the_same_of_a_vector(name):
+    rng = np.random.default_rng(0)
+    layer, x = LAYERS[name][1], jnp.asarray(rng.normal(size=(5, 3, 4)), jnp.float32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    params = {key: jnp.asarray(rng.normal(size=p.shape), p.dtype) for key, p in shapes.items()}
+
+    @jax.jit
+    def both(params, x):
+        # As in a model, a layer among others that have no kernel.
+        turned = linear.transposed({"layer": params, "norm": {"scale": x}})
+        assert turned["norm"]["scale"] is x
+        matrices = [p for p in turned["layer"].values() if p.ndim == 2 and p.shape[0] > 1]
+        assert params["bias"].size in {matrix.shape[0] for matrix in matrices}
+        return layer.apply({"params": params}, x), layer.apply({"params": turned["layer"]}, x)
+
+    expected, out = both(params, x)
+    assert out.shape == expected.shape
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)

@@ -98,18 +98,43 @@ _products.defvjp(
 class KeyValues(NamedTuple):
     """Keys and values of a sequence, of which those of its beginning are computed.
 
+    A row is a head of an image. They lie as the products with them read them: XLA's CPU would copy
+    all of them in each step if they lay otherwise.
+
     Attributes:
-        key: keys; zeros where they are not yet computed.
+        key: keys; anything where they are not yet computed.
         value: values, likewise.
     """
 
-    key: Float[Array, "*b n heads d"]
-    value: Float[Array, "*b n heads d"]
+    key: Float[Array, "*layers rows d n"]
+    value: Float[Array, "*layers rows d n"]
 
-    def written(self, new: "KeyValues", start: Int[Array, ""] | int) -> "KeyValues":
+    def written(
+        self,
+        key: Float[Array, "b q heads d"],
+        value: Float[Array, "b q heads d"],
+        start: Int[Array, ""] | int,
+    ) -> "KeyValues":
         """With those of the positions from `start` on in their place."""
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=-3)
-        return jax.tree.map(update, self, new)
+
+        def write(old: Array, new: Array) -> Array:
+            new = einops.rearrange(new, "b q heads d -> (b heads) d q")
+            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-1)
+
+        return KeyValues(write(self.key, key), write(self.value, value))
+
+    def attended(
+        self, query: Float[Array, "b q heads d"], mask: Bool[Array, "..."] | None
+    ) -> Float[Array, "b q heads d"]:
+        """`attention` of queries to all of the sequence; `mask` as there."""
+        b, q, heads, _ = query.shape
+        if mask is not None:
+            n = self.key.shape[-1]
+            mask = jnp.broadcast_to(mask, (b, heads, q, n)).reshape(b * heads, 1, q, n)
+        query = einops.rearrange(query, "b q heads d -> (b heads) q 1 d")
+        key, value = (einops.rearrange(x, "rows d n -> rows n 1 d") for x in self)
+        y = attention(query, key, value, mask=mask)
+        return einops.rearrange(y, "(b heads) q 1 d -> b q heads d", b=b)
 
 
 class MultiHeadAttention(nn.Module):
@@ -144,11 +169,11 @@ class MultiHeadAttention(nn.Module):
 
     def extend(
         self,
-        x: Float[Array, "*b q dim"],
+        x: Float[Array, "b q dim"],
         mask: Bool[Array, "..."] | None,
         cache: KeyValues,
         start: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "*b q dim"], KeyValues]:
+    ) -> tuple[Float[Array, "b q dim"], KeyValues]:
         """Attends from the next positions of a sequence to them and to all before.
 
         Args:
@@ -160,7 +185,9 @@ class MultiHeadAttention(nn.Module):
         Returns:
             The output, and the cache with the keys and values of `x`.
         """
-        return self._attend(x, None, mask, cache, start)
+        y, written = self._attend(x, None, mask, cache, start)
+        assert written is not None
+        return y, written
 
     @nn.compact
     def _attend(
@@ -170,7 +197,7 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Array, "..."] | None,
         cache: KeyValues | None,
         start: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "*b q dim"], KeyValues]:
+    ) -> tuple[Float[Array, "*b q dim"], KeyValues | None]:
         """Attends from `x` to all that is cached, or where there is no cache, to itself."""
         dim = x.shape[-1]
         if dim % self.num_heads:
@@ -183,11 +210,14 @@ class MultiHeadAttention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
-        seen, implementation = KeyValues(key, value), self.implementation
-        if cache is not None:
+        if cache is None:
+            y = attention(
+                query, key, value, bias=bias, mask=mask, implementation=self.implementation
+            )
+        else:
             # The fused kernel is for many queries.
-            seen, implementation = cache.written(seen, start), "xla"
-        y = attention(query, *seen, bias=bias, mask=mask, implementation=implementation)
+            cache = cache.written(key, value, start)
+            y = cache.attended(query, mask)
         out_init = self.out_init or self.kernel_init
         y = DenseGeneral(dim, num_axes=2, dtype=self.dtype, kernel_init=out_init, name="out")(y)
-        return y, seen
+        return y, cache

@@ -9,7 +9,7 @@ flax's, and in float32 all numbers.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+# A kernel's name where it is a matrix (outputs, inputs).
+_TRANSPOSED = "transposed_kernel"
 
 
 def add_parameter(x: Float[Array, "*shape"], value: Float[Array, "..."]) -> Float[Array, "*shape"]:
@@ -101,6 +104,8 @@ _contract.defvjp(_contract_forward, _contract_backward)
 class DenseGeneral(nn.Module):
     """`flax.linen.DenseGeneral` over the last axes.
 
+    Its parameters may be those of `transposed`, which are not for training.
+
     Attributes:
         features: width of the output, or its shape.
         num_axes: how many axes at the end of the input are those of one vector.
@@ -127,8 +132,14 @@ class DenseGeneral(nn.Module):
             matrix = math.prod(inputs), math.prod(features)
             return self.kernel_init(key, matrix, dtype).reshape(shape)
 
-        kernel = self.param("kernel", init, (*inputs, *features), jnp.float32)
-        y = contract(x.astype(self.dtype), kernel, self.num_axes)
+        x = x.astype(self.dtype)
+        if self.has_variable("params", _TRANSPOSED):
+            matrix: Array = self.get_variable("params", _TRANSPOSED)
+            lead = x.shape[: -self.num_axes]
+            y = _row_products(x.reshape(*lead, -1), matrix).reshape(*lead, *features)
+        else:
+            kernel = self.param("kernel", init, (*inputs, *features), jnp.float32)
+            y = contract(x, kernel, self.num_axes)
         if not self.use_bias:
             return y
         return add_parameter(y, self.param("bias", self.bias_init, features, jnp.float32))
@@ -167,4 +178,38 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "*b features"]) -> Float[Array, "*b num_embeddings"]:
         """The product of vectors with every row of the table, float32: logits of a tied head."""
-        return contract(x.astype(jnp.float32), self.embedding.T, 1)
+        return _row_products(x.astype(jnp.float32), self.embedding)
+
+
+def _row_products(
+    x: Float[Array, "*b inputs"], matrix: Float[Array, "outputs inputs"]
+) -> Float[Array, "*b outputs"]:
+    """Of each vector with each row, in the dtype of the vectors.
+
+    Not a product with the transposed matrix, which XLA's CPU would make first in every call.
+    """
+    return jnp.tensordot(x, matrix.astype(x.dtype), (-1, -1))
+
+
+def transposed(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a model with the kernels of its `DenseGeneral` as matrices (outputs, inputs).
+
+    What such a layer makes of them is the same. Few vectors at a time are bound by the reading of
+    the kernel, and XLA's CPU reads it in this order up to twice as fast.
+
+    Args:
+        params: of a model all of whose kernels are of such layers, with a bias.
+    """
+
+    def of_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
+        kernel, bias = layer["kernel"], layer["bias"]
+        # Otherwise the compiler transposes it where it is used: in each turn of a loop.
+        matrix = jax.lax.optimization_barrier(kernel.reshape(-1, bias.size).T)
+        return {_TRANSPOSED: matrix, "bias": bias}
+
+    if "kernel" in params:
+        return of_layer(params)
+    return {
+        name: transposed(value) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+    }

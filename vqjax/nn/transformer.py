@@ -162,7 +162,7 @@ class Transformer(nn.Module):
             dim: its width.
         """
         layers = (self.num_layers,) if self.scan else ()
-        shape = (*layers, batch, length, self.num_heads, dim // self.num_heads)
+        shape = (*layers, batch * self.num_heads, dim // self.num_heads, length)
         empty = KeyValues(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         return empty if self.scan else (empty,) * self.num_layers
 
@@ -220,6 +220,13 @@ def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
         f"block_{i}": jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(number)
     }
     return {**blocks, **rest}
+
+
+def unrolled_cache(cache: Cache) -> tuple[KeyValues, ...]:
+    """The cache of a scanned `Transformer` as that of the same one with scan=False."""
+    if isinstance(cache, KeyValues):
+        return tuple(map(KeyValues, *cache))
+    return cache
 
 
 def check_heads(model: Any) -> None:

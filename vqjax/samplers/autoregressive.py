@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vqjax.nn.transformer import Cache
+from vqjax.nn.linear import transposed
+from vqjax.nn.transformer import Cache, unrolled_cache
 from vqjax.priors.autoregressive import AutoregressivePrior
 from vqjax.samplers.base import TokenSampling
 from vqjax.samplers.filtering import filter_logits
@@ -72,7 +73,6 @@ def _sample(
     settings: AutoregressiveSampling,
 ) -> Tokens:
     """`sample` with known tokens in the shape of dense ones."""
-    prior, variables = prior.unrolled(variables)
     given = known.scattered(_UNKNOWN)
     last = given.shape[1] - 1
     guides = settings.guidance != 1.0
@@ -92,12 +92,17 @@ def _sample(
     ) -> tuple[tuple[Int[Array, "b"], Cache], Int[Array, "b"]]:
         codes, cache = carry
         rows = doubled(codes) if guides else codes
-        logits, cache = prior.apply(variables, rows, cell - 1, seen, cache, method="advance")
+        logits, cache = step_prior.apply(weights, rows, cell - 1, seen, cache, method="advance")
         codes = draw(logits, cell)
         return (codes, cache), codes
 
     logits, cache = prior.apply(variables, seen, method="begin")
     first = draw(logits, jnp.int32(0))
-    _, others = jax.lax.scan(step, (first, cache), jnp.arange(1, last + 1))
+    # Steps are bound by the reading of the parameters, which a scan over layers would copy in each.
+    # The beginning is scanned, so that every layer is compiled once.
+    step_prior, weights = prior.unrolled(variables)
+    weights = {**weights, "params": transposed(weights["params"])}
+    start: tuple[Array, Cache] = (first, unrolled_cache(cache))
+    _, others = jax.lax.scan(step, start, jnp.arange(1, last + 1))
     codes = jnp.concatenate([first[None], others]).T
     return Tokens.dense(codes.reshape(-1, *known.grid))
