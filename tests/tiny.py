@@ -213,6 +213,21 @@ def finished_run() -> Run:
     return Run(get_config(f"path={images}"), workdir, contents(before))
 
 
+def run_with_a_decoder(folder: Path) -> epath.Path:
+    """The finished run with a decoder stage: its weights are the tokenizer's of 3 steps earlier."""
+    finished = finished_run()
+    config = finished.config.copy_and_resolve_references()
+    config.decoder = common.decoder_stage(config.tokenizer)
+    config.stages = ("tokenizer", "decoder", "prior")
+    for name in ("tokenizer", "prior"):
+        shutil.copytree(finished.workdir / name, folder / name)
+    shutil.copytree(finished.workdir / "tokenizer", folder / "decoder")
+    shutil.rmtree(folder / "decoder" / "checkpoints" / "12")
+    write_config(config, folder)
+    write_condition(folder, CONDITION)
+    return epath.Path(folder)
+
+
 def run_with_two_of_each(folder: Path) -> epath.Path:
     """The finished run with a second tokenizer and its prior: the first ones 3 steps earlier."""
     finished = finished_run()

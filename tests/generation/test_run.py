@@ -62,6 +62,36 @@ def test_edit_keeps_what_is_not_masked(run):
     assert (results[0] != results[1]).any()
 
 
+def test_whichever_decoder_paints_them_the_tokens_are_the_same(tmp_path):
+    """Figure 9 of paper 001."""
+    workdir, mesh = tiny.run_with_a_decoder(tmp_path / "run"), tiny.one_device()
+    runs = {name: Run(workdir, mesh, name) for name in ("", "tokenizer", "decoder")}
+    stages = [(run.tokenizer_stage, run.other_decoder) for run in runs.values()]
+    assert stages == [("decoder", ""), ("tokenizer", "tokenizer"), ("decoder", "")]
+    drawn, painted = {}, {}
+    for name, run in runs.items():
+        conditions = run.conditions(3)
+        tokens = run.sampler(3, run.sampling(), seed=1).tokens(conditions, 0)
+        painted[name] = run.sample(3, seed=1)
+        np.testing.assert_array_equal(painted[name], run.decode(tokens))
+        drawn[name] = np.asarray(tokens.codes), np.asarray(run.encode(images()).codes)
+    for name in ("tokenizer", "decoder"):
+        jax.tree.map(np.testing.assert_array_equal, drawn[name], drawn[""])
+    np.testing.assert_array_equal(painted[""], painted["decoder"])
+    assert (painted["tokenizer"] != painted["decoder"]).any()
+    # What was there before the decoder stage is as it was.
+    before = Run(tiny.finished_run().workdir, mesh).sample(3, seed=1)
+    np.testing.assert_array_equal(painted["tokenizer"], before)
+    assert runs["tokenizer"].steps["tokenizer"] == 12 and runs["decoder"].steps["decoder"] == 9
+
+
+@pytest.mark.parametrize("name", ["prior", "decodr"])
+def test_a_decoder_is_a_stage_that_trained_one(tmp_path, name):
+    workdir = tiny.run_with_a_decoder(tmp_path / "run")
+    with pytest.raises(InputError, match=f"decoder={name}: .* valid: decoder, tokenizer$"):
+        vqjax.load(workdir, decoder=name)
+
+
 def test_variables_are_those_of_the_stage_that_is_named(tmp_path):
     run = Run(tiny.run_with_two_of_each(tmp_path / "run"), tiny.one_device())
     found = {name: run.stage_variables(name) for name in all_stages(run.config)}

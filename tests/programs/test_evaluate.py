@@ -44,10 +44,10 @@ def trained():
     return run
 
 
-def make_run(workdir, mesh):
+def make_run(workdir, mesh, decoder):
     """As `Run`; the finished run's has a config of its own, which a command may change."""
     if workdir != tiny.finished_run().workdir:
-        return Run(workdir, mesh)
+        return Run(workdir, mesh, decoder)
     run = copy.copy(trained())
     run.config = run.config.copy_and_resolve_references()
     return run
@@ -78,6 +78,23 @@ def results(out):
 def held_out():
     source = build_source(tiny.finished_run().config.data.source, "validation", 16)
     return np.stack([source[i]["image"] for i in range(len(source))])
+
+
+def test_results_of_two_decoders_stand_side_by_side(tmp_path):
+    workdir = tiny.run_with_a_decoder(tmp_path / "run")
+    flags = [f"--workdir={workdir}", "--what=reconstruction", "--bootstrap=0"]
+    for decoder in ("tokenizer", "decoder"):
+        flag = f"--decoder={decoder}"
+        assert evaluate(tmp_path, *flags, flag, workdir=False) == 0
+    found = results(tmp_path)
+    assert set(found) == {"reconstruction", "reconstruction, decoder tokenizer"}
+    entries = [found[f"reconstruction{of}"] for of in ("", ", decoder tokenizer")]
+    decoders = [entry["protocol"]["tokenizer"]["decoder"] for entry in entries]
+    assert decoders == ["decoder", "tokenizer"]
+    usage, psnr = ([e["metrics"][name] for e in entries] for name in ("codebook usage", "PSNR"))
+    assert usage[0] == usage[1] and psnr[0] != psnr[1]
+    text = (tmp_path / "metrics.txt").read_text()
+    assert "tokenizer.decoder: decoder" in text and "tokenizer.decoder: tokenizer" in text
 
 
 def test_reconstruction(tmp_path):

@@ -13,6 +13,7 @@ from html_page import Page
 
 from vqjax.conditions import ClassCondition
 from vqjax.generation.run import Run
+from vqjax.report.page import Missing
 from vqjax.runs.workdir import write_condition, write_config
 
 SECTIONS = ["metrics", "reconstructions", "samples", "neighbours", "codebook", "training"]
@@ -161,6 +162,22 @@ def test_stages_that_no_image_is_made_with(tmp_path):
     stages = [module._stage(two, name) for name in ("coarse", "coarse_prior")]
     assert [stage.step for stage in stages] == [9, 9]
     assert [stage.model for stage in stages] == ["efficient_vqgan", "multigrained"]
+
+
+def test_the_metrics_of_a_page_are_those_of_its_decoder(tmp_path):
+    module = command_runs._load("report")[0]
+    workdir = tiny.run_with_a_decoder(tmp_path / "run")
+    (workdir / "evaluation").mkdir()
+    kept = {"generation, decoder tokenizer": METRICS["generation"]}
+    (workdir / "evaluation" / "metrics.json").write_text(json.dumps(kept))
+    default, other = (Run(workdir, tiny.one_device(), name) for name in ("", "tokenizer"))
+    found = module._evaluations(default)
+    assert set(found) == {"reconstruction", "generation", "generation, decoder tokenizer"}
+    assert isinstance(found["generation"], Missing)
+    found = module._evaluations(other)
+    assert found["generation, decoder tokenizer"].metric("FD").value == 98.7654321
+    missing = found["reconstruction, decoder tokenizer"].sentence
+    assert f"--workdir={workdir} --what=reconstruction --decoder=tokenizer writes" in missing
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ def test_replacing_a_box(folder, tmp_path):
     assert len(changed) and (changed >= [5, 3]).all() and (changed < [20, 12]).all()
 
 
+def test_the_decoder_that_is_named_paints(tmp_path):
+    workdir = tiny.run_with_a_decoder(tmp_path / "run")
+    own = [f"--workdir={workdir}", f"--out={tmp_path}", "--num_images=2", "--seed=3"]
+    assert command_runs.call("sample", *own, "--decoder=tokenizer") == 0
+    run = Run(tiny.finished_run().workdir)
+    made = [pixels(tmp_path / f"{i:05d}.png") for i in range(2)]
+    np.testing.assert_array_equal(made, run.sample(2, seed=3))
+    assert json.loads((tmp_path / "settings.json").read_text())["decoder"] == "tokenizer"
+
+
 def test_rejection(folder, tmp_path, monkeypatch):
     asked = []
 
@@ -165,6 +175,7 @@ INPAINT = ["--edit=inpaint", "--image=@image.png", "--mask=@mask.png", "--label=
         (["--acceptance=1.5", "--score=confidence"], "acceptance=1.5: the fraction"),
         (["--acceptance=0", "--score=confidence"], "acceptance=0.0: the fraction"),
         (["--decode_tile=6"], "tiles of 6 pixels"),
+        (["--decoder=decoder"], "decoder=decoder: a stage of .* valid: tokenizer"),
     ],
     ids=lambda x: " ".join(x[-2:]) if isinstance(x, list) else "",
 )

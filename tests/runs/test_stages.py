@@ -15,6 +15,7 @@ from vqjax.runs.stages import (
     all_stages,
     check_weights_will_be_there,
     decoder_of,
+    decoders_of,
     source_of_start,
     stages_of,
     stages_to_train,
@@ -39,6 +40,8 @@ def test_stages_by_kind_and_whose_decoder_makes_the_images():
     assert [tokenizer_of(config, name) for name in all_stages(config)] == ["tokenizer"] * 3
     assert decoder_of(config, "prior") == "decoder"
     assert decoder_of(config, "tokenizer") == "tokenizer"
+    for name in all_stages(config):
+        assert decoders_of(config, name) == ["tokenizer", "decoder"]
     del config["decoder"]
     assert decoder_of(config, "prior") == "tokenizer"
 

@@ -30,14 +30,19 @@ class EvaluatedRun:
         config: of the run.
     """
 
-    def __init__(self, workdir: epath.Path, evaluator: Evaluator):
+    def __init__(self, workdir: epath.Path, evaluator: Evaluator, decoder: str = ""):
         """Reads the config of the run in `workdir`.
 
+        Args:
+            workdir: folder of the run.
+            evaluator: how images are measured.
+            decoder: stage whose decoder makes them; "" for the run's default.
+
         Raises:
-            InputError: the folder is not that of a run.
+            InputError: the folder is not that of a run, or it has no such decoder.
         """
         self.evaluator = evaluator
-        self.models = Run(workdir, evaluator.mesh)
+        self.models = Run(workdir, evaluator.mesh, decoder)
         self.config = self.models.config
 
     def split_protocol(self, split: str, limit: int | None) -> dict[str, Any]:
@@ -125,8 +130,9 @@ class EvaluatedRun:
         return [self.settings(stage) for stage in stages]
 
     def tokenizer_protocol(self) -> dict[str, Any]:
-        """The weights of the tokenizer, and how they were chosen."""
-        return self._protocol(self.models.tokenizer_stage, self.models.tokenizer_variables)
+        """The weights of the tokenizer, how they were chosen, and whose decoder it has."""
+        decoder = self.models.tokenizer_stage
+        return {"decoder": decoder, **self._protocol(decoder, self.models.tokenizer_variables)}
 
     def prior_protocol(self) -> dict[str, Any]:
         """The weights of the prior, and how they were chosen."""

@@ -69,6 +69,18 @@ def result(
     return entry | ({"throughput": dict(throughput)} if throughput else {})
 
 
+def entry_name(what: str, decoder: str = "", acceptance: float = 1.0) -> str:
+    """The name under which an evaluation is kept: none takes the place of one of other images.
+
+    Args:
+        what: "reconstruction" or "generation".
+        decoder: stage that made the images, where it is not the run's default.
+        acceptance: fraction of the candidates that a classifier accepted.
+    """
+    of_decoder = f", decoder {decoder}" if decoder else ""
+    return f"{what}{of_decoder}" + (f", acceptance {acceptance:g}" if acceptance != 1 else "")
+
+
 def read_results(folder: epath.PathLike) -> dict[str, Any]:
     """Entries of a folder's metrics.json, by the name of the evaluation; none without that file.
 

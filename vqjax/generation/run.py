@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int, UInt8
 
 from vqjax.conditions import Condition
-from vqjax.errors import InputError
+from vqjax.errors import InputError, did_you_mean
 from vqjax.files import open_path
 from vqjax.generation import editing
 from vqjax.generation.codec import decode, encode
@@ -35,7 +35,7 @@ from vqjax.runs.build import (
     check_config,
 )
 from vqjax.runs.sampling import Sampling
-from vqjax.runs.stages import decoder_of, stages_of, trained_stage
+from vqjax.runs.stages import decoder_of, decoders_of, stages_of, trained_stage
 from vqjax.runs.weights import load_tokenizer, load_weights, prior_shapes, split_decoder
 from vqjax.runs.workdir import read_condition, read_config
 from vqjax.samplers import SAMPLERS
@@ -64,11 +64,17 @@ class Run:
         prior_stage: name of the prior's stage; None for a run without one.
     """
 
-    def __init__(self, workdir: epath.PathLike, mesh: Mesh | None = None):
-        """Reads the config of a run; without a mesh, all devices share each batch.
+    def __init__(self, workdir: epath.PathLike, mesh: Mesh | None = None, decoder: str = ""):
+        """Reads the config of a run.
+
+        Args:
+            workdir: its folder.
+            mesh: devices that share each batch; None for all.
+            decoder: stage whose decoder makes the images, one of those that trained a decoder on
+                the run's codes; "" for the last of them.
 
         Raises:
-            InputError: the folder is not that of a run.
+            InputError: the folder is not that of a run, or it has no such decoder.
         """
         self.workdir = epath.Path(workdir)
         self.config = read_config(self.workdir)
@@ -77,8 +83,17 @@ class Run:
         self.steps: dict[str, int] = {}
         priors = stages_of(self.config, "prior")
         self.prior_stage = priors[-1] if priors else None
-        # Any stage on the same codes leads to the tokenizer.
+        # Any stage on the same codes leads to the tokenizer; one that trains a decoder to its own.
         self._stage = self.prior_stage or stages_of(self.config, "tokenizer", "decoder")[-1]
+        self._default_decoder = decoder_of(self.config, self._stage)
+        if decoder:
+            valid = decoders_of(self.config, self._stage)
+            if decoder not in valid:
+                raise InputError(
+                    f"decoder={decoder}: a stage of {self.workdir} that trained a decoder on its"
+                    f" codes is needed; {did_you_mean(decoder, valid)}"
+                )
+            self._stage = decoder
 
     @cached_property
     def condition(self) -> Condition:
@@ -149,6 +164,12 @@ class Run:
     def tokenizer_stage(self) -> str:
         """Name of the stage whose decoder makes the images."""
         return decoder_of(self.config, self._stage)
+
+    @property
+    def other_decoder(self) -> str:
+        """Name of the stage whose decoder makes the images; "" where it is the run's default."""
+        decoder = self.tokenizer_stage
+        return "" if decoder == self._default_decoder else decoder
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -313,14 +334,15 @@ class Run:
         return np.stack(list(itertools.chain.from_iterable(batches)))
 
 
-def load(workdir: epath.PathLike, mesh: Mesh | None = None) -> Run:
+def load(workdir: epath.PathLike, mesh: Mesh | None = None, decoder: str = "") -> Run:
     """A trained run, to encode, decode, sample and edit with.
 
     Args:
         workdir: its folder, on disk or gs://bucket/folder.
         mesh: devices that share each batch; None for all.
+        decoder: stage whose decoder makes the images, see `Run`.
 
     Raises:
-        InputError: the folder is not that of a run, or its bucket cannot be used.
+        InputError: as `Run`, or its bucket cannot be used.
     """
-    return Run(open_path(os.fspath(workdir), "workdir"), mesh)
+    return Run(open_path(os.fspath(workdir), "workdir"), mesh, decoder)

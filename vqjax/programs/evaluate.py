@@ -28,12 +28,12 @@ from vqjax.evaluation.npz import write_statistics
 from vqjax.evaluation.protocol import digest
 from vqjax.evaluation.reconstructions import evaluate_reconstructions
 from vqjax.evaluation.references import Reference, open_images
-from vqjax.evaluation.results import read_results, table, write_results
+from vqjax.evaluation.results import entry_name, read_results, table, write_results
 from vqjax.evaluation.samples import evaluate_samples
 from vqjax.evaluation.set_metrics import MetricSettings
 from vqjax.features.inception import Resize
 from vqjax.files import cache_folder, is_remote, open_path
-from vqjax.programs import sampling_flags
+from vqjax.programs import decoder_flag, sampling_flags
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.runs.sampling import GenerationSettings
 from vqjax.runs.workdir import read_config
@@ -79,6 +79,7 @@ LABELS = flags.DEFINE_enum(
 ACCEPTANCE = flags.DEFINE_list(
     "acceptance", ["1"], "generation: fractions that a classifier accepts, each scored by itself"
 )
+DECODER = decoder_flag.define()
 SAMPLING = sampling_flags.define(without=("num_images",))
 PER_CLASS = flags.DEFINE_bool("per_class", False, "Also score every class by itself")
 BOOTSTRAP = flags.DEFINE_integer(
@@ -195,7 +196,7 @@ def _check_used() -> None:
     if NETWORK.value != "inception":
         unused.append((OF_INCEPTION, f"it is for --network=inception, not {NETWORK.value}"))
     if IMAGES.value:
-        of_a_run = (*OF_RECONSTRUCTION, *OF_GENERATION, WHAT, PER_CLASS, PIXELS)
+        of_a_run = (*OF_RECONSTRUCTION, *OF_GENERATION, WHAT, DECODER, PER_CLASS, PIXELS)
         unused.append((of_a_run, "it is for a run, and --images are given"))
     if "generation" not in WHAT.value:
         generation = (*OF_GENERATION, REFERENCE, EXPORT_REFERENCE)
@@ -222,16 +223,17 @@ def _evaluate_images(evaluator: Evaluator, path: Path, out: epath.Path) -> dict[
 
 def _evaluate_run(evaluator: Evaluator, workdir: epath.Path, out: epath.Path) -> dict[str, Any]:
     """The entries of metrics.json; each is written as soon as it is there."""
-    run = EvaluatedRun(workdir, evaluator)
+    run = EvaluatedRun(workdir, evaluator, DECODER.value)
     results: dict[str, Any] = {}
     setup_logging(workdir)
     samples = _Samples(run) if "generation" in WHAT.value else None
     if "reconstruction" in WHAT.value:
-        results["reconstruction"] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
+        name = entry_name("reconstruction", run.models.other_decoder)
+        results[name] = evaluate_reconstructions(run, SPLIT.value, LIMIT.value)
         write_results(out, results)
     if samples:
         for acceptance in samples.rejections:
-            name = "generation" if acceptance == 1 else f"generation, acceptance {acceptance:g}"
+            name = entry_name("generation", run.models.other_decoder, acceptance)
             results[name] = samples.evaluate(acceptance)
             write_results(out, results)
     return results

@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from vqjax.conditions import NoCondition
 from vqjax.data import Source, Split, build_source, evaluation_batches
 from vqjax.errors import InputError
 from vqjax.evaluation.network_registry import build_network
 from vqjax.evaluation.protocol import environment
-from vqjax.evaluation.results import read_results
+from vqjax.evaluation.results import entry_name, read_results
 from vqjax.files import absolute, open_path, write_whole
 from vqjax.generation.run import Run
+from vqjax.programs import decoder_flag
 from vqjax.programs.host_memory import keep_memory_of_host_computation
 from vqjax.report import codebook, curves, gallery, neighbours, tables
 from vqjax.report.page import Missing, Report, StageReport, render
@@ -37,6 +37,7 @@ from vqjax.training.console import LOGGER_NAME, setup_logging
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
 OUT = flags.DEFINE_string("out", "", "HTML file to write [<workdir>/report.html]")
+DECODER = decoder_flag.define()
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other samples")
 RECONSTRUCTIONS = flags.DEFINE_integer("reconstructions", 20, "Held-out images to show")
 SAMPLES = flags.DEFINE_integer("samples", 60, "Images to draw, of all classes together")
@@ -64,7 +65,7 @@ def main() -> None:
     for flag in (RECONSTRUCTIONS, SAMPLES, NEIGHBOURS, NEIGHBOURS_FROM, HELD_OUT):
         if flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value}: at least 1 is needed")
-    run = Run(workdir)
+    run = Run(workdir, decoder=DECODER.value)
     # The least that there is to report on.
     _ = run.tokenizer_variables
     setup_logging(workdir)
@@ -76,7 +77,8 @@ def main() -> None:
 def _gather(run: Run) -> Report:
     """All parts of the page; in place of what the run does not have, what is missing."""
     workdir, config = run.workdir, run.config
-    evaluations = _evaluations(workdir)
+    evaluations = _evaluations(run)
+    own = {kind: evaluations[entry_name(kind, run.other_decoder)] for kind in KINDS}
     stages = {name: _attempt(name, partial(_stage, run, name)) for name in all_stages(config)}
     training = _attempt("training images", lambda: _source(run, "train"))
     validation = _attempt("validation images", lambda: _source(run, "validation"))
@@ -118,8 +120,8 @@ def _gather(run: Run) -> Report:
         title=absolute(workdir).name,
         made=datetime.datetime.now().strftime("%d %B %Y, %H:%M").lstrip("0"),
         environment=tables.nested(environment()),
-        summary=summary(run, stages, training, evaluations, book, near),
-        key_numbers=key_numbers(stages, evaluations, book, validation_curves),
+        summary=summary(run, stages, training, own, book, near),
+        key_numbers=key_numbers(stages, own, book, validation_curves),
         resolution=config.data.resolution,
         evaluations=evaluations,
         reconstructions=pairs,
@@ -208,18 +210,20 @@ def _stage(run: Run, name: str) -> StageReport:
     )
 
 
-def _evaluations(workdir: epath.Path) -> dict[str, tables.Evaluation | Missing]:
-    """The results of `vqjax evaluate`, or a note that it did not run."""
-    folder = workdir / "evaluation"
+def _evaluations(run: Run) -> dict[str, tables.Evaluation | Missing]:
+    """The results of `vqjax evaluate`, or a note that it did not run with the page's decoder."""
+    folder, decoder = run.workdir / "evaluation", run.other_decoder
+    names = {kind: entry_name(kind, decoder) for kind in KINDS}
     found = _attempt("metrics", lambda: read_results(folder))
     if isinstance(found, Missing):
-        return dict.fromkeys(KINDS, found)
+        return dict.fromkeys(names.values(), found)
+    flag = f" --decoder={decoder}" if decoder else ""
     result: dict[str, tables.Evaluation | Missing] = {
-        what: Missing(
-            f"this is not evaluated yet: vqjax evaluate --workdir={workdir} --what={what}"
+        name: Missing(
+            f"this is not evaluated yet: vqjax evaluate --workdir={run.workdir} --what={what}{flag}"
             f" writes its metrics to {folder}"
         )
-        for what in KINDS
+        for what, name in names.items()
     }
     for number, (what, values) in enumerate(found.items()):
         result[what] = tables.evaluation(f"evaluation-{number}", values)

@@ -21,7 +21,7 @@ from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
 from vqjax.generation.run import Run
-from vqjax.programs import command_line, sampling_flags
+from vqjax.programs import command_line, decoder_flag, sampling_flags
 from vqjax.training.console import setup_logging
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of train.py")
@@ -33,6 +33,7 @@ LABEL = flags.DEFINE_string(
     "What is to be seen, for conditional runs: a class, by name or number [all in turn; an edit:"
     " none]",
 )
+DECODER = decoder_flag.define()
 SAMPLING = sampling_flags.define()
 ACCEPTANCE = flags.DEFINE_float(
     "acceptance", 1.0, "Keep this fraction of the images, those that a classifier likes best"
@@ -57,7 +58,7 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     """Checks what is asked for, restores the models, samples, decodes, writes PNGs."""
     workdir = open_path(WORKDIR.value or "", "--workdir")
-    run = Run(workdir)
+    run = Run(workdir, decoder=DECODER.value)
     sampling = run.sampling(**SAMPLING.given())
     count = sampling.generation.num_images
     edit = _edit(run)
@@ -82,6 +83,7 @@ def main() -> None:
     if edit:
         _write_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
     used = dataclasses.asdict(sampling.sampler) | dataclasses.asdict(sampling.generation)
+    used["decoder"] = run.tokenizer_stage
     used |= {
         name: flags.FLAGS[name].value for name in (*RECORDED, *itertools.chain(*EDITS.values()))
     }

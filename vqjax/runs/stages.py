@@ -218,11 +218,14 @@ def decoder_of(config: ConfigDict, stage: str) -> str:
 
     It is the last one that was trained on the same codes: a decoder stage where there is one.
     """
+    return decoders_of(config, stage)[-1] if config[stage].kind == "prior" else stage
+
+
+def decoders_of(config: ConfigDict, stage: str) -> list[str]:
+    """The stages that train a decoder on a stage's codes: its tokenizer, then decoder stages."""
     tokenizer = tokenizer_of(config, stage)
-    if config[stage].kind != "prior":
-        return stage
-    decoders = [s for s in stages_of(config, "decoder") if tokenizer_of(config, s) == tokenizer]
-    return decoders[-1] if decoders else tokenizer
+    decoders = stages_of(config, "decoder")
+    return [tokenizer, *(name for name in decoders if tokenizer_of(config, name) == tokenizer)]
 
 
 def trained_stage(config: ConfigDict, workdir: epath.Path, stage: str) -> TrainedStage:
