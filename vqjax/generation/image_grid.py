@@ -7,7 +7,8 @@ from jaxtyping import Float, UInt8
 
 from vqjax.pixels import to_bytes
 
-_GAP = 4
+# Between the images, in pixels.
+GAP = 4
 # Smaller images are enlarged to the largest multiple of their size that fits.
 _CELL_SIZE = 128
 _WHITE = 255
@@ -25,13 +26,18 @@ def image_grid(
     """
     cells = np.asarray(images if images.dtype == np.uint8 else to_bytes(images))
     n, height, width, _ = cells.shape
-    factor = max(1, _CELL_SIZE // max(height, width))
+    factor = enlargement(height, width)
     cells = repeat(cells, "n h w c -> n (h y) (w x) c", y=factor, x=factor)
     columns = min(columns, n)
     empty = -n % columns
-    cells = np.pad(cells, ((0, empty), (0, _GAP), (0, _GAP), (0, 0)), constant_values=_WHITE)
+    cells = np.pad(cells, ((0, empty), (0, GAP), (0, GAP), (0, 0)), constant_values=_WHITE)
     grid = rearrange(cells, "(row column) h w c -> (row h) (column w) c", column=columns)
-    return grid[:-_GAP, :-_GAP]
+    return grid[:-GAP, :-GAP]
+
+
+def enlargement(height: int, width: int) -> int:
+    """How many times as large an image is in a grid, along either side."""
+    return max(1, _CELL_SIZE // max(height, width))
 
 
 def pair_grid(

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 # Width and height in inches: about a phone's width, so that text is there of the size that is set.
 _SIZE = 4.4, 3.0
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008).
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b5b5b")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b5b5b")
 _UNUSED = "#9a9a9a"
 _STYLE: Any = {
     "svg.hashsalt": "vqjax",
@@ -101,32 +101,46 @@ def line_chart(
         start: step to mark as the adversary's first.
         end: last step of the axis [the last one that has a value].
     """
-    with _axes() as (figure, axes):
-        for curve in series:
-            style = "--" if curve.held_out else "-"
-            marker = "o" if curve.held_out or len(curve.x) < 3 else ""
-            color = _COLORS[curve.color % len(_COLORS)]
-            axes.plot(curve.x, curve.y, style, marker=marker, ms=3.5, color=color)
-        handles: list[tuple[Artist, str]] = list(
-            zip(axes.get_lines(), [curve.label for curve in series], strict=True)
-        )
-        if start is not None:
-            line = axes.axvline(start, color="#444444", linestyle=":", linewidth=1.2)
-            handles.append((line, "adversary starts"))
-        if log and any(np.nanmax(curve.y, initial=0.0) > 0 for curve in series):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(_PlainLogFormatter(minor_thresholds=(1.5, 0.4)))
-            axes.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1.5, 0.4)))
-        if limits:
-            axes.set_ylim(*limits)
-        axes.set_xlim(0, None if end is None else 1.02 * end)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(lambda x, _: _count(x))
-        if len(handles) > 1:
-            _legend(figure, handles)
+    with new_axes() as (figure, axes):
+        draw_curves(figure, axes, series, log=log, limits=limits, start=start, end=end)
         shown = "; ".join(_described(curve) for curve in series)
         return Chart(_svg(figure, name, f"{title}. By step: {shown}."), title, caption)
+
+
+def draw_curves(
+    figure: Figure,
+    axes: Axes,
+    series: Sequence[Series],
+    *,
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+    start: int | None = None,
+    end: float | None = None,
+) -> None:
+    """Draws curves over training steps, with their legend; see `line_chart`."""
+    for curve in series:
+        style = "--" if curve.held_out else "-"
+        marker = "o" if curve.held_out or len(curve.x) < 3 else ""
+        color = COLORS[curve.color % len(COLORS)]
+        axes.plot(curve.x, curve.y, style, marker=marker, ms=3.5, color=color)
+    handles: list[tuple[Artist, str]] = list(
+        zip(axes.get_lines(), [curve.label for curve in series], strict=True)
+    )
+    if start is not None:
+        line = axes.axvline(start, color="#444444", linestyle=":", linewidth=1.2)
+        handles.append((line, "adversary starts"))
+    if log and any(np.nanmax(curve.y, initial=0.0) > 0 for curve in series):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_PlainLogFormatter(minor_thresholds=(1.5, 0.4)))
+        axes.yaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1.5, 0.4)))
+    if limits:
+        axes.set_ylim(*limits)
+    axes.set_xlim(0, None if end is None else 1.02 * end)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(lambda x, _: _count(x))
+    if len(handles) > 1:
+        draw_legend(figure, handles)
 
 
 def distance_by_count(
@@ -148,15 +162,15 @@ def distance_by_count(
         infinity: their limit; None where that is not known.
     """
     x, y = 1 / np.asarray(counts, float), np.asarray(distances, float)
-    with _axes() as (figure, axes):
-        axes.plot(x, y, "o", color=_COLORS[0], ms=5)
+    with new_axes() as (figure, axes):
+        axes.plot(x, y, "o", color=COLORS[0], ms=5)
         ticks, labels = x.tolist(), [f"{count:,}" for count in counts]
         if infinity is not None:
             # The line that was fitted: its intercept is given, and its slope follows.
             slope = x @ (y - infinity) / (x @ x)
             ends = np.array([0, x.max()])
-            axes.plot(ends, infinity + slope * ends, "--", color=_COLORS[1], zorder=1)
-            axes.plot(0, infinity, "D", color=_COLORS[1], ms=6, clip_on=False)
+            axes.plot(ends, infinity + slope * ends, "--", color=COLORS[1], zorder=1)
+            axes.plot(0, infinity, "D", color=COLORS[1], ms=6, clip_on=False)
             ticks, labels = [0.0, *ticks], ["∞", *labels]
         _thin_ticks(axes, ticks, labels)
         axes.set_xlim(0, x.max() * 1.05)
@@ -183,11 +197,11 @@ def frequencies(name: str, counts: Float[np.ndarray, " k"]) -> Chart:
     """
     shares = np.sort(counts)[::-1] / max(counts.sum(), 1)
     used = int(np.count_nonzero(shares))
-    with _axes() as (figure, axes):
+    with new_axes() as (figure, axes):
         rank = np.arange(1, used + 1)
         axes.fill_between(rank, shares[:used], shares[:used].min(initial=1), alpha=0.25, step="mid")
-        (line,) = axes.step(rank, shares[:used], where="mid", color=_COLORS[0])
-        even = axes.axhline(1 / len(counts), color=_COLORS[1], linestyle="--", linewidth=1.3)
+        (line,) = axes.step(rank, shares[:used], where="mid", color=COLORS[0])
+        even = axes.axhline(1 / len(counts), color=COLORS[1], linestyle="--", linewidth=1.3)
         axes.set_xlim(1, len(counts))
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -197,7 +211,7 @@ def frequencies(name: str, counts: Float[np.ndarray, " k"]) -> Chart:
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.3g} %")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(ticker.NullFormatter())
-        _legend(figure, [(line, "share of the code"), (even, "if all were used alike")])
+        draw_legend(figure, [(line, "share of the code"), (even, "if all were used alike")])
         alt = f"Share of the tokens by code: the most used one has {100 * shares[0]:.3g} %"
         caption = f"{used:,} of {len(counts):,} codes are used; the axes are logarithmic."
         title = "How often codes are used"
@@ -220,7 +234,7 @@ def codebook_map(
     """
     used = counts > 0
     weight = counts / max(counts.max(), 1)
-    with _axes() as (figure, axes):
+    with new_axes() as (figure, axes):
         raster = len(points) > _MAX_POINTS
         axes.scatter(
             points[~used, 0],
@@ -273,16 +287,14 @@ def cumulative(
         label: of the values.
         sets: values by the name of the set.
     """
-    with _axes() as (figure, axes):
-        for values, color in zip(
-            sets.values(), (_COLORS[1], _COLORS[0], *_COLORS[2:]), strict=False
-        ):
+    with new_axes() as (figure, axes):
+        for values, color in zip(sets.values(), (COLORS[1], COLORS[0], *COLORS[2:]), strict=False):
             axes.ecdf(values, color=color)
         axes.set_ylim(0, 1)
         axes.set_xlabel(label)
         axes.set_ylabel("share of the images")
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0, symbol=" %"))
-        _legend(figure, list(zip(axes.get_lines(), sets, strict=True)))
+        draw_legend(figure, list(zip(axes.get_lines(), sets, strict=True)))
         medians = ", ".join(f"{np.median(v):.3g} for {k}" for k, v in sets.items())
         return Chart(_svg(figure, name, f"{title}: medians are {medians}."), title, caption)
 
@@ -295,13 +307,14 @@ class _PlainLogFormatter(ticker.LogFormatter):
 
 
 @contextmanager
-def _axes() -> Iterator[tuple[Figure, Axes]]:
+def new_axes() -> Iterator[tuple[Figure, Axes]]:
+    """The axes of a new figure; all charts have one style."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         yield figure, figure.add_subplot()
 
 
-def _legend(figure: Figure, handles: Sequence[tuple[Artist, str]]) -> None:
+def draw_legend(figure: Figure, handles: Sequence[tuple[Artist, str]]) -> None:
     """Below the axes, where it hides nothing."""
     columns = 2 if max(len(label) for _, label in handles) > 16 else 3
     figure.legend(
