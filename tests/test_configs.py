@@ -33,6 +33,14 @@ ARGUMENTS = {
     ],
     "celebahq_effvqgan": [""],
     "imagenet_effvqgan": ["", "f=4,tokenizer=vqgan"],
+    "imagenet_seqgan": [
+        *("", "prior=ar,size=large", "phases=1,alpha=0,codebook=fn,perceptual=E"),
+        *("decoder=conv,alpha=0.5", "decoder=attention,codebook=plain"),
+    ],
+    "ffhq_seqgan": ["prior=ar"],
+    "lsun_seqgan": ["", "set=cat,prior=ar", "set=bedroom"],
+    "folder_seqgan": ["", "res=256,f=16,size=base,prior=nar"],
+    "openmoji_seqgan": ["", "res=64,f=8,prior=nar"],
 }
 
 
@@ -197,6 +205,76 @@ def test_vqgan_of_table_7(tmp_path):
     said = importlib.import_module("configs.imagenet_effvqgan").__doc__
     assert f"The prior on it has {parameters(prior):,} parameters" in said
     assert load("imagenet_effvqgan").tokenizer.model.quantizer.num_codes == 1024
+
+
+def seqgan_sets():
+    return [
+        ("imagenet_seqgan", "", 1_281_167, 100),
+        ("ffhq_seqgan", "", 60_000, 320),
+        ("lsun_seqgan", "set=church", 126_227, 1),
+        ("lsun_seqgan", "set=cat", 1_657_266, 1),
+        ("lsun_seqgan", "set=bedroom", 3_033_042, 1),
+    ]
+
+
+@pytest.mark.parametrize(("name", "arg", "images", "epochs"), seqgan_sets())
+def test_epochs_of_seqgan(name, arg, images, epochs):
+    """Table 9 has them, beside the batches and the steps."""
+    tokenizer = load(name, arg).tokenizer
+    assert tokenizer.batch_size * tokenizer.steps / images == pytest.approx(epochs, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arg", "tokenizer", "decoder", "prior"),
+    [
+        ("", 54.5, 57.9, 172),
+        ("prior=ar,size=large", 54.5, 57.9, 305),
+        ("decoder=conv", 70.0, None, 172),
+        ("decoder=attention,prior=ar", 61.4, None, 172),
+    ],
+)
+def test_parameters_of_seqgan(arg, tokenizer, decoder, prior, tmp_path):
+    """Paper 001, tables 1 and 8 and section 6.1, in millions; phase 2 has phase 1's encoder."""
+    config = load("imagenet_seqgan", arg)
+    config.condition.name = "none"
+    stages = {s: build_stage(config, s, tmp_path, 0) for s in stages_to_train(config)}
+    assert ("decoder" in stages) == (decoder is not None)
+    if decoder:
+        model = stages["decoder"].model
+        shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 256, 256, 3)))
+        counted = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+        assert counted / 1e6 == pytest.approx(decoder, rel=0.01)
+    assert parameters(stages["tokenizer"]) / 1e6 == pytest.approx(tokenizer, rel=0.01)
+    assert parameters(stages["prior"]) / 1e6 == pytest.approx(prior, rel=0.01)
+
+
+@pytest.mark.parametrize(("prior", "held", "end"), [("ar", 80_000, 5e-6), ("nar", 50_000, 0.0)])
+def test_rates_of_seqgan(prior, held, end):
+    """Tables 9 and 10: where the rates begin to fall, and where they end."""
+    config = load("imagenet_seqgan", f"prior={prior}")
+    rates = {}
+    for stage in stages_to_train(config):
+        rates[stage] = make_optimizer(stage, config[stage].optimizer, config[stage].steps)[1]
+    assert rates["prior"](held) == pytest.approx(1e-4)
+    assert rates["prior"](held + 5_000) < 0.999e-4
+    assert rates["prior"](1_500_000) == pytest.approx(end, rel=1e-3, abs=1e-12)
+    assert rates["tokenizer"](0) == pytest.approx(1e-4)
+    assert rates["tokenizer"](500_000) == pytest.approx(5e-5)
+    assert rates["decoder"](0) == rates["decoder"](199_999) == pytest.approx(5e-5)
+    _, rate = make_optimizer("", load("lsun_seqgan").tokenizer.optimizer, 4_000)
+    assert rate(0) == rate(3_999) == pytest.approx(5e-5)
+
+
+def test_ablations_of_seqgan(tmp_path):
+    """One phase on ImageNet has the smaller batches of section 6.1, also with a larger decoder."""
+    for arg in ("phases=1", "decoder=conv"):
+        config = load("imagenet_seqgan", arg)
+        assert config.stages == ("tokenizer", "prior")
+        assert (config.tokenizer.batch_size, config.prior.batch_size) == (64, 64)
+        assert (config.tokenizer.steps, config.prior.steps) == (500_000, 500_000)
+    assert load("imagenet_seqgan").tokenizer.batch_size == 256
+    with pytest.raises(InputError, match=r"semantic_ratio=1.5: a number in \[0, 1\]"):
+        build_stage(load("imagenet_seqgan", "alpha=1.5"), "tokenizer", tmp_path, 1000)
 
 
 def test_ablations_of_the_sampler():

@@ -180,7 +180,10 @@ class VectorQuantizer(nn.Module):
         Range(0),
     )
     entropy_temperature: float = setting(
-        1.0, "of the softmax over codes that the soft usage is the mean of", Range(0, above=True)
+        0.01,
+        "of the softmax over codes that the soft usage is the mean of (1 in SeQ-GAN, where it kept"
+        " few codes in use when we tried it)",
+        Range(0, above=True),
     )
 
     def __post_init__(self) -> None:
