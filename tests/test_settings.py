@@ -25,6 +25,7 @@ from vqjax.settings import (
     settings_table,
 )
 from vqjax.tokenizers import TOKENIZERS
+from vqjax.training.codebook import KMeansSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,9 @@ def test_the_table_has_a_row_for_every_setting():
     ]
 
 
-@pytest.mark.parametrize("cls", [GenerationSettings, *(s.settings for s in SAMPLERS.values())])
+@pytest.mark.parametrize(
+    "cls", [GenerationSettings, KMeansSettings, *(s.settings for s in SAMPLERS.values())]
+)
 def test_the_guide_has_the_table_of_the_settings(cls):
     """So that it cannot say anything else than the code; paste `settings_table(cls)` if it does."""
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()

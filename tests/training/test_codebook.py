@@ -34,7 +34,8 @@ def get_config(path, **quantizer):
     )
     config.tokenizer.kmeans.update({"every": EVERY, "images": 20, "iterations": 4})
     config.tokenizer.update({"checkpoint_every": 1, "keep_checkpoints": STEPS, "best_metric": ""})
-    config.tokenizer.eval_every = STEPS
+    # A mean of several steps would be of those since the start alone.
+    config.tokenizer.eval_every, config.tokenizer.log_every = STEPS, 1
     return config
 
 
