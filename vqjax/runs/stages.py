@@ -208,6 +208,12 @@ def tokenizer_of(config: ConfigDict, stage: str) -> str:
     if config[stage].kind == "tokenizer":
         return stage
     named, valid = config[stage].tokenizer, stages_of(config, "tokenizer")
+    if not valid:
+        raise InputError(
+            f"config.{stage}.tokenizer={named!r}: the config has no stage of kind 'tokenizer',"
+            f" whose codes a stage of kind {config[stage].kind!r} needs; add it, with its use_from"
+            " where another run has trained it"
+        )
     if named not in valid:
         raise InputError(f"config.{stage}.tokenizer={named!r}: {did_you_mean(str(named), valid)}")
     return named
@@ -232,7 +238,8 @@ def trained_stage(config: ConfigDict, workdir: epath.Path, stage: str) -> Traine
     """A stage of this workdir, or of the run that `use_from` names.
 
     Raises:
-        InputError: as `stage_of_run`, or its stage has another model.
+        InputError: as `stage_of_run`, or its stage has another model or was trained on the codes of
+            another one.
     """
     source = config[stage].use_from
     if not source:
@@ -242,6 +249,12 @@ def trained_stage(config: ConfigDict, workdir: epath.Path, stage: str) -> Traine
     if differing:
         raise InputError(
             f"config.{stage}.use_from={source}: its {stage} is another model:"
+            f" {'; '.join(differing)}; set these as they were, or train one here"
+        )
+    differing = _code_differences(read_config(found.folder.parent), config, stage)
+    if differing:
+        raise InputError(
+            f"config.{stage}.use_from={source}: its {stage} was trained on other codes:"
             f" {'; '.join(differing)}; set these as they were, or train one here"
         )
     settings = found.config.copy_and_resolve_references()
@@ -297,6 +310,19 @@ def model_differences(stage: TrainedStage, config: ConfigDict) -> list[str]:
     """What a stage's model computes otherwise than that of another sub-config, in words."""
     theirs, ours = (_as_json(settings.model) for settings in (stage.config, config))
     return differences(theirs, ours, f"{stage.name}.model.", COMPUTE)
+
+
+def _code_differences(theirs: ConfigDict, ours: ConfigDict, stage: str) -> list[str]:
+    """What of two configs gives a stage that builds on codes other ones, in words."""
+    if ours[stage].kind == "tokenizer":
+        return []
+    there, here = tokenizer_of(theirs, stage), tokenizer_of(ours, stage)
+    before, now = _as_json(theirs[there].model), _as_json(ours[here].model)
+    differing = differences(before, now, f"{here}.model.", COMPUTE)
+    if ours[stage].kind == "prior":
+        before, now = ({"resolution": config.data.resolution} for config in (theirs, ours))
+        differing += differences(before, now, "data.")
+    return differing
 
 
 def _as_json(config: ConfigDict) -> Any:
