@@ -87,7 +87,15 @@ def seqgan(args: ConfigDict, training: Training) -> ConfigDict:
     config.data.workers = 8
 
     tokenizer = config.tokenizer
-    codebook = {"num_codes": 1024, "code_dim": 256, "learning": "gradient", "beta": 0.25}
+    codebook = {
+        "num_codes": 1024,
+        "code_dim": 256,
+        "learning": "gradient",
+        "beta": 0.25,
+        # Of MaskGIT's codes, a variance of 1 / K: smaller ones are all alike to begin with, and
+        # stay so.
+        "init_scale": 0.054,
+    }
     tokenizer.model = ConfigDict(
         {
             "name": "seqgan",
@@ -241,8 +249,10 @@ def _shrink(config: ConfigDict) -> None:
         model.width, model.num_res_blocks, model.head_dim, model.dtype = 32, 1, 32, "float32"
         model.quantizer.code_dim = min(model.quantizer.code_dim, 64)
         # Of EfficientNet-lite0, which comes with a package, on images that are not enlarged much.
+        # The loss is a hundred times l1 at first: in a short training l1 has to lead.
         stage.loss.semantic_logits = "efficientnet_lite0"
         stage.loss.semantic_side = 64
+        stage.loss.semantic = 0.02
         discriminator.model.update({"channel_base": 1024, "channel_max": 64, "dtype": "float32"})
         stage.batch_size = 16
         stage.frechet.images = 0
@@ -254,8 +264,12 @@ def _shrink(config: ConfigDict) -> None:
         kmeans.every, kmeans.images = 50, 256
     config.tokenizer.steps = 400
     config.tokenizer.optimizer.warmup_steps = 50
+    config.tokenizer.discriminator.start = 250
+    config.tokenizer.discriminator.ramp = 50
     if "decoder" in config.stages:
-        config.decoder.steps = 200
+        config.decoder.steps = 150
+        config.decoder.discriminator.start = 75
+        config.decoder.discriminator.ramp = 25
     prior = config.prior
     prior.model.update(
         {

@@ -166,6 +166,22 @@ def test_the_vectors_of_the_codes_are_the_quantized_ones(learning, latent_norm):
     np.testing.assert_array_equal(out.embedded, out.codebook[out.codes])
 
 
+@pytest.mark.parametrize(
+    ("fields", "bound"),
+    [
+        ({}, 1 / 500),
+        ({"latent_norm": "layer"}, 1.0),
+        ({"init_scale": 0.05}, 0.05),
+        ({"init_scale": 0.05, "latent_norm": "layer"}, 0.05),
+    ],
+)
+def test_codes_start_uniform_within_their_scale(fields, bound):
+    model = VectorQuantizer(500, WIDTH, **fields)
+    codes = model.init(jax.random.key(0), jnp.ones((1, WIDTH)))["params"]["codebook"]
+    assert 0.99 * bound < np.abs(codes).max() <= bound
+    assert np.std(codes) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
 def test_l2_normalize_has_a_finite_gradient_at_zero():
     run = jax.jit(jax.value_and_grad(lambda x: jnp.sum(l2_normalize(x))))
     total, gradient = run(np.zeros((2, WIDTH), np.float32))

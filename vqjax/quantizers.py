@@ -170,6 +170,12 @@ class VectorQuantizer(nn.Module):
     latent_norm: Literal["none", "layer", "l2"] = setting(
         "none", "what is done to a vector before the search"
     )
+    init_scale: float = setting(
+        0.0,
+        "codes start uniform in [-init_scale, init_scale]; 0 for 1 / K, or 1 where vectors are"
+        " normalized",
+        Range(0),
+    )
     restart_below: float = setting(
         0.0, "uses per batch (moving average) below which a code is dead; 0 for none", Range(0)
     )
@@ -203,9 +209,8 @@ class VectorQuantizer(nn.Module):
     def setup(self) -> None:
         """Declares the codebook: a parameter, or state where it is a moving average."""
         shape = (self.num_codes, self.code_dim)
-        # Codes start at the scale of what they shall represent; VQGAN's 1 / K where that scale is
-        # not known.
-        scale = 1.0 / self.num_codes if self.latent_norm == "none" else 1.0
+        # At the scale of what they shall represent; VQGAN's where that scale is not known.
+        scale = self.init_scale or (1.0 / self.num_codes if self.latent_norm == "none" else 1.0)
 
         def init_codes(key: Array) -> Array:
             return scale * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

@@ -47,7 +47,7 @@ PANELS = (
     ),
     Panel(
         "Parts of the reconstruction loss",
-        {"l1": "l1", "l2": "l2", "perceptual": "LPIPS"},
+        {"l1": "l1", "l2": "l2", "perceptual": "LPIPS", "semantic": "semantic"},
         "Each term without its weight, in training and on held-out images.",
         log=True,
     ),
