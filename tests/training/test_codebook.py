@@ -179,7 +179,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "latents", broken)
     stage = tiny.make_stage(config, "tokenizer", tmp_path)
-    with pytest.raises(TrainingError, match=r"step 4: kmeans_distortion.* last good .* is step 3 "):
+    with pytest.raises(TrainingError, match=r"step 4: kmeans_distortion is nan, .*is step 3 in"):
         tiny.train(config, "tokenizer", tmp_path, stage)
 
 

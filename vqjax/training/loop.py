@@ -144,6 +144,10 @@ def train_stage(
                 begun.add(phase)
                 log.info("%s: phase %d begins with step %d", stage.name, phase, step)
             state, between = stage.between_steps(state, step - 1, data, frozen, to_devices, share)
+            if between:
+                # At once, so that what broke first is named: the step before, or this.
+                for number, values in ((step - 1, pending), (step, between)):
+                    _finite(stage, number, values or {}, checkpointer, folder)
             with profiler.step(step, pending):
                 state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
             # Metrics are read one step late, so that the device never waits for the host.
