@@ -249,10 +249,11 @@ def _shrink(config: ConfigDict) -> None:
         model.width, model.num_res_blocks, model.head_dim, model.dtype = 32, 1, 32, "float32"
         model.quantizer.code_dim = min(model.quantizer.code_dim, 64)
         # Of EfficientNet-lite0, which comes with a package, on images that are not enlarged much.
-        # The loss is a hundred times l1 at first: in a short training l1 has to lead.
+        # The loss's gradient is a hundred to a thousand times that of l1: a short training does not
+        # get through all of it, and colours would be lost.
         stage.loss.semantic_logits = "efficientnet_lite0"
         stage.loss.semantic_side = 64
-        stage.loss.semantic = 0.02
+        stage.loss.semantic = 0.002
         discriminator.model.update({"channel_base": 1024, "channel_max": 64, "dtype": "float32"})
         stage.batch_size = 16
         stage.frechet.images = 0
@@ -262,14 +263,10 @@ def _shrink(config: ConfigDict) -> None:
     kmeans = config.tokenizer.kmeans
     if kmeans.every:
         kmeans.every, kmeans.images = 50, 256
-    config.tokenizer.steps = 400
+    config.tokenizer.steps = 350
     config.tokenizer.optimizer.warmup_steps = 50
-    config.tokenizer.discriminator.start = 250
-    config.tokenizer.discriminator.ramp = 50
     if "decoder" in config.stages:
-        config.decoder.steps = 150
-        config.decoder.discriminator.start = 75
-        config.decoder.discriminator.ramp = 25
+        config.decoder.steps = 100
     prior = config.prior
     prior.model.update(
         {
@@ -282,7 +279,7 @@ def _shrink(config: ConfigDict) -> None:
         }
     )
     prior.batch_size = 32
-    prior.steps = 600
+    prior.steps = 450
     prior.frechet.images = 0
     prior.ema_decay = 0.99
     prior.optimizer.learning_rate = 2e-3

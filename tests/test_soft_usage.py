@@ -120,7 +120,7 @@ def test_the_loss_brings_codes_into_use(gamma, used):
     """All vectors at one code at first, the others too far away to be any's nearest."""
     z = 0.5 * vectors(1, 64)
     start = vectors(CODES, seed=1, scale=0.1).at[1:].add(2.0)
-    model = VectorQuantizer(CODES, WIDTH, entropy=gamma)
+    model = VectorQuantizer(CODES, WIDTH, entropy=gamma, entropy_temperature=1.0)
 
     def loss(codebook):
         return model.apply({"params": {"codebook": codebook}}, z)[2]

@@ -56,9 +56,10 @@ def run(tmp_path_factory):
     handler.emit = lambda record: said.append(record.getMessage())
     log = logging.getLogger("vqjax")
     log.addHandler(handler)
-    level, log.level = log.level, logging.INFO
+    level = log.level
+    log.setLevel(logging.INFO)
     tiny.train(config, "tokenizer", workdir)
-    log.level = level
+    log.setLevel(level)
     log.removeHandler(handler)
     return config, workdir, said
 
@@ -68,7 +69,7 @@ def metrics_of(workdir):
 
 
 # Before, at and after the steps after which the codebook is re-estimated.
-@pytest.mark.parametrize("step", [2, 3, 4, 6])
+@pytest.mark.parametrize("step", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 6))])
 def test_a_run_that_goes_on_ends_as_one_that_nothing_stopped(run, step, tmp_path):
     config, unbroken, _ = run
     workdir = tmp_path / "run"
@@ -112,7 +113,6 @@ def reestimated(stage, state, step=EVERY):
 
 
 KINDS = [
-    {},
     {"latent_norm": "l2"},
     {"latent_norm": "layer", "restart_below": 0.1},
     {"learning": "ema", "restart_below": 0.1},
@@ -120,7 +120,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("quantizer", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "quantizer", [{}, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)], ids=str
+)
 def test_only_the_codebook_and_its_past_change(quantizer):
     stage, state = stage_and_state(**quantizer)
     after, metrics = reestimated(stage, state)
