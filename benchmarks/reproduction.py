@@ -58,7 +58,7 @@ CODEBOOKS: Rows = [
 ]
 RATIOS: Rows = [
     ("alpha = 0", "details", "16.97"),
-    ("alpha = 0.5", "half", "between"),
+    ("alpha = 0.5", "half", "in figure 6"),
     ("alpha = 1", "two_phases", "12.07"),
 ]
 DECODERS: Rows = [

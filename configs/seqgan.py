@@ -133,7 +133,7 @@ def seqgan(args: ConfigDict, training: Training) -> ConfigDict:
     tokenizer.batch_size = training.single_batch if single else training.batch
     tokenizer.steps = training.steps
     if args.codebook == "kmeans":
-        # An epoch, and vectors of 256 places for each code.
+        # After each epoch, from 256 vectors for each code.
         tokenizer.kmeans.every = training.images // tokenizer.batch_size
         tokenizer.kmeans.images = 1_024
     tokenizer.optimizer.b1 = 0.9
