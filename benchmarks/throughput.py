@@ -103,14 +103,15 @@ def train_step(
         placed(stage.frozen_shapes(), mesh),
         batch_shapes(stage.settings.batch_size, side, condition.length, mesh, form),
     )
+    key = stage.training_key
 
     def arguments() -> tuple[Any, ...]:
         init = jax.jit(stage.init, out_shardings=jax.tree.map(lambda x: x.sharding, state))
-        return init(jax.random.key(0)), *random_arrays(rest)
+        return init(jax.random.key(0)), *random_arrays(rest), key
 
     return Program(
         jit_train_step(stage, mesh),
-        (state, *rest),
+        (state, *rest, key),
         arguments,
         stage.settings.batch_size,
         config[name].model.get("dtype", "float32"),

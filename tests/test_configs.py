@@ -108,7 +108,9 @@ def test_full_size_train_steps_as_shapes(f, tmp_path):
         stage = build_stage(config, name, tmp_path, 1)
         state = loop.abstract_state(stage, mesh)
         batch = loop.batch_shapes(config[name].batch_size, 256, 0, mesh)
-        after, metrics = jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), batch)
+        after, metrics = jax.eval_shape(
+            stage.train_step, state, stage.frozen_shapes(), batch, stage.training_key
+        )
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
@@ -134,7 +136,10 @@ def test_full_size_train_step(f, name, tmp_path):
     step = loop.jit_train_step(stage, mesh)
     for _ in range(2):
         state, metrics = step(
-            state, frozen, {"image": images, "condition": np.zeros((1, 0), np.int32)}
+            state,
+            frozen,
+            {"image": images, "condition": np.zeros((1, 0), np.int32)},
+            stage.training_key,
         )
         assert all(np.isfinite(x) for x in jax.tree.leaves(metrics)), metrics
     assert int(state.step) == 2

@@ -35,6 +35,7 @@ ENVIRONMENT = {
 }
 COMPILE = """
 import json, sys, time
+import jax
 from jax.experimental import topologies
 from configs import ffhq_effvqgan
 from etils import epath
@@ -52,6 +53,7 @@ compiled = jit_train_step(stage, mesh).lower(
     abstract_state(stage, mesh),
     placed(stage.frozen_shapes(), mesh),
     batch_shapes(stage.settings.batch_size, config.data.resolution, 0, mesh),
+    jax.eval_shape(lambda: stage.training_key),
 ).compile()
 plan = compiled.memory_analysis()
 print(json.dumps({

@@ -7,10 +7,14 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
+def purpose_key(seed: int, purpose: str) -> Key[Array, ""]:
+    """The random key of a purpose; `random_key` folds its steps into it."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
 def random_key(seed: int, purpose: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
     """The random key of a purpose at a step; of nothing else, so that a resumed run repeats it."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-    return jax.random.fold_in(key, step)
+    return jax.random.fold_in(purpose_key(seed, purpose), step)
 
 
 def split_by_name(key: Key[Array, ""], names: Sequence[str]) -> dict[str, Key[Array, ""]]:

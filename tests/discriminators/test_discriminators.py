@@ -46,7 +46,9 @@ def test_a_new_one_is_a_class_and_a_line(monkeypatch, tmp_path):
     stage = tiny.make_stage(config, "tokenizer", tmp_path)
     state = jax.eval_shape(stage.init, jax.random.key(0))
     batch = tiny.as_batch(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32))
-    after, metrics = jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), batch)
+    after, metrics = jax.eval_shape(
+        stage.train_step, state, stage.frozen_shapes(), batch, stage.training_key
+    )
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
     assert {"discriminator_loss", "generator_loss"} < set(metrics)
     config.tokenizer.discriminator.model.gain = 0.0

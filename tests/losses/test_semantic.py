@@ -231,7 +231,7 @@ def test_a_step_of_a_tokenizer_has_the_term_and_so_has_its_evaluation(tmp_path):
     state = jax.eval_shape(stage.init, jax.random.key(0))
     batch = tiny.as_batch(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32))
     shapes = stage.frozen_shapes()
-    _, metrics = jax.eval_shape(stage.train_step, state, shapes, batch)
+    _, metrics = jax.eval_shape(stage.train_step, state, shapes, batch, stage.training_key)
     assert "semantic" in metrics and "perceptual" not in metrics
     variables = stage.variables(state.model.params, state.model.model_state, shapes)
     sums, _ = jax.eval_shape(stage.eval_step, variables, shapes, batch["image"], np.ones(8, bool))

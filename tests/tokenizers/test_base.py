@@ -45,7 +45,7 @@ def test_a_tokenizer_draws_from_the_streams_that_it_declares(kind, tmp_path):
     stage.model = of_kind({"noisy": Noisy, "still": Still}[kind], stage.model)
     batch = tiny.as_batch(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32))
     state = jax.eval_shape(stage.init, jax.random.key(0))
-    jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), batch)
+    jax.eval_shape(stage.train_step, state, stage.frozen_shapes(), batch, stage.training_key)
     shapes = tokenizer_shapes(stage.model, 16)
     assert jax.tree.map(np.shape, shapes["params"]) == jax.tree.map(np.shape, state.model.params)
 

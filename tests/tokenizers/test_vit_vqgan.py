@@ -207,7 +207,7 @@ def test_a_training_step_with_an_adversary(tmp_path):
     batch = tiny.as_batch(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, np.int32))
     state = jax.eval_shape(stage.init, jax.random.key(0))
     step = functools.partial(stage.train_step, phase=1)
-    after, metrics = jax.eval_shape(step, state, stage.frozen_shapes(), batch)
+    after, metrics = jax.eval_shape(step, state, stage.frozen_shapes(), batch, stage.training_key)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
     assert metrics["adaptive_weight"].shape == ()
 

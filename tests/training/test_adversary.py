@@ -104,7 +104,7 @@ def test_both_networks_follow_their_losses(adaptive, max_weight, config, tmp_pat
     config.tokenizer.discriminator.update({"adaptive": adaptive, "max_weight": max_weight})
     stage = sgd_stage(config, tmp_path)
     before = jax.jit(stage.init)(jax.random.key(0))
-    after, metrics = jax.jit(stage.train_step)(before, NOTHING, batch())
+    after, metrics = jax.jit(stage.train_step)(before, NOTHING, batch(), stage.training_key)
     generator_gradient, discriminator_gradient = gradients(before, after)
 
     x, (key_adversary, key_real, key_fake) = to_float(images()), keys(0)
@@ -145,7 +145,9 @@ def test_r1_joins_the_loss_of_the_discriminator_in_its_steps(config, tmp_path):
     stage = sgd_stage(config, tmp_path)
     before = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.train_step, static_argnames="phase")
-    without, with_r1 = (step(before, NOTHING, batch(), phase=phase) for phase in (1, 2))
+    without, with_r1 = (
+        step(before, NOTHING, batch(), stage.training_key, phase=phase) for phase in (1, 2)
+    )
     discriminator = before.discriminator
     seen = diff_augment(keys(0)[1], to_float(images()), stage.adversary.settings.augment)
 
@@ -177,9 +179,9 @@ class Counts(TokenizerStage):
 
     traced: collections.Counter
 
-    def train_step(self, state, frozen, batch, phase=None):
+    def train_step(self, state, frozen, batch, key, phase=None):
         self.traced[phase] += 1
-        return super().train_step(state, frozen, batch, phase)
+        return super().train_step(state, frozen, batch, key, phase)
 
 
 @pytest.mark.slow
@@ -233,9 +235,9 @@ def test_before_its_start_there_is_no_adversary(config, tmp_path):
 
     weights = []
     for i in range(6):
-        state, metrics = step(state, NOTHING, batch(), phase=stage.phase(i))
+        state, metrics = step(state, NOTHING, batch(), stage.training_key, phase=stage.phase(i))
         if i < 2:
-            lonely, lonely_metrics = lonely_step(lonely, NOTHING, batch())
+            lonely, lonely_metrics = lonely_step(lonely, NOTHING, batch(), stage.training_key)
             for x, y in ((state.model, lonely.model), (metrics, lonely_metrics)):
                 jax.tree.map(np.testing.assert_array_equal, x, y)
             jax.tree.map(np.testing.assert_array_equal, state.discriminator, first.discriminator)
@@ -282,7 +284,7 @@ def test_one_generator_forward_and_one_backward(config, tmp_path):
     def flops(function, *args):
         return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
-    step = flops(stage.train_step, state, NOTHING, batch())
+    step = flops(stage.train_step, state, NOTHING, batch(), stage.training_key)
     parts = flops(generator, network.params)
     one_pass = parts / 3
     parts += flops(judged, discriminator.params, discriminator.model_state, x)

@@ -100,7 +100,7 @@ def test_its_gradient_is_that_of_the_reconstruction_by_the_decoder(run):
     stage = tiny.make_stage(config, "decoder", workdir)
     frozen, state = frozen_of(stage), start_of(stage)
     batch = tiny.as_batch(jnp.asarray(images()), jnp.zeros(8, jnp.int32))
-    _, metrics = jax.jit(stage.train_step)(state, frozen, batch)
+    _, metrics = jax.jit(stage.train_step)(state, frozen, batch, stage.training_key)
     assert "vq_loss" not in metrics
 
     def loss(params):

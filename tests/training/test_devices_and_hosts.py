@@ -54,7 +54,7 @@ def loss_curve(name, mesh):
     losses = []
     for _ in range(STEPS):
         batch = next(batches)
-        state, metrics = step(state, frozen, global_batch(batch, mesh))
+        state, metrics = step(state, frozen, global_batch(batch, mesh), stage.training_key)
         losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
     batches.close()
     split = {

@@ -60,7 +60,7 @@ def traced_step(stage, module):
             return seen[0]
 
         with mock.patch.object(module, "accumulate", spy):
-            stage.train_step(state, frozen, batch)
+            stage.train_step(state, frozen, batch, stage.training_key)
         return seen[0][0]
 
     program, shapes = jax.make_jaxpr(gradients, return_shape=True)(

@@ -243,7 +243,7 @@ def test_encoding_in_microbatches_is_that_of_the_whole_batch(workdir):
     state = jax.jit(stage.init)(jax.random.key(0))
     step = jax.jit(stage.train_step)
     outcomes = [
-        step(state, frozen, {**batch, "condition": condition})
+        step(state, frozen, {**batch, "condition": condition}, stage.training_key)
         for batch in ({"image": images}, {"codes": tokens.codes})
     ]
     (one, metrics), (two, wanted) = outcomes
@@ -268,7 +268,7 @@ def test_microbatches_bound_the_memory_of_encoding():
         stage = tiny.make_stage(config, "prior", "")
         batch = loop.batch_shapes(32, 16, 1, mesh)
         state, frozen = loop.abstract_state(stage, mesh), placed(stage.frozen_shapes(), mesh)
-        step = jax.jit(stage.train_step).lower(state, frozen, batch).compile()
+        step = jax.jit(stage.train_step).lower(state, frozen, batch, stage.training_key).compile()
         encode = jax.jit(stage._encode).lower(frozen, batch["image"]).compile()
         planned[microbatches] = step.memory_analysis().temp_size_in_bytes
     assert encode.memory_analysis().temp_size_in_bytes > planned[1] / 2

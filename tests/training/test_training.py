@@ -134,7 +134,9 @@ def test_tokenizer_gradient_is_that_of_the_whole_loss(config):
     images, labels = batch(2, side=32)
     state = jax.jit(stage.init)(jax.random.key(0))
 
-    after, metrics = jax.jit(stage.train_step)(state, frozen, tiny.as_batch(images, labels))
+    after, metrics = jax.jit(stage.train_step)(
+        state, frozen, tiny.as_batch(images, labels), stage.training_key
+    )
     plain = jax.jit(plain_tokenizer_loss(stage, frozen, images))
     (loss, _), grads = plain(state.model.params, {}, random_key(0, "tokenizer/train", 0))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -153,7 +155,9 @@ def test_prior_gradient_is_that_of_its_loss(config):
     stage = sgd_stage(config, "prior")
     state = state.replace(model=state.model.replace(opt_state=stage.optimizer.init(0.0)))
     images, labels = batch()
-    after, metrics = jax.jit(stage.train_step)(state, frozen, tiny.as_batch(images, labels))
+    after, metrics = jax.jit(stage.train_step)(
+        state, frozen, tiny.as_batch(images, labels), stage.training_key
+    )
     plain = jax.jit(plain_prior_loss(stage, frozen, images, labels))
     key = random_key(config.seed, "prior/train", state.step)
     (loss, _), grads = plain(state.model.params, {}, key)
@@ -179,9 +183,23 @@ def test_one_forward_and_one_backward(name, config):
         return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
     network = state.model
-    step = flops(stage.train_step, state, frozen, tiny.as_batch(images, labels))
+    step = flops(stage.train_step, state, frozen, tiny.as_batch(images, labels), stage.training_key)
     wanted = flops(plain, network.params, network.model_state, frozen, jax.random.key(0))
     assert step == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_program_serves_every_seed(name, config):
+    """So that what one seed compiled is there for the next."""
+    images, labels = batch()
+    programs = set()
+    for seed in (0, 1):
+        config.seed = seed
+        stage = sgd_stage(config, name)
+        state = jax.eval_shape(stage.init, jax.random.key(0))
+        arguments = state, stage.frozen_shapes(), tiny.as_batch(images, labels), stage.training_key
+        programs.add(str(jax.make_jaxpr(stage.train_step)(*arguments)))
+    assert len(programs) == 1
 
 
 def test_microbatches_make_the_update_of_the_whole_batch(config):
@@ -193,7 +211,9 @@ def test_microbatches_make_the_update_of_the_whole_batch(config):
         stage = sgd_stage(config, "tokenizer")
         state = state or jax.jit(stage.init)(jax.random.key(0))
         frozen = frozen_of(stage)
-        after, metrics = jax.jit(stage.train_step)(state, frozen, tiny.as_batch(images, labels))
+        after, metrics = jax.jit(stage.train_step)(
+            state, frozen, tiny.as_batch(images, labels), stage.training_key
+        )
         del metrics["batch_perplexity"]
         outcomes.append((step_gradient(state, after), metrics))
     assert_close(*outcomes)
@@ -211,7 +231,7 @@ def test_dead_codes_of_a_gradient_are_replaced_after_the_update_and_have_no_past
     moments = jax.tree.map(jnp.ones_like, state.model.opt_state)
     state = state.replace(model=state.model.replace(opt_state=moments))
     after, _ = jax.jit(stage.train_step)(
-        state, {"reconstruction": {}}, tiny.as_batch(images, labels)
+        state, {"reconstruction": {}}, tiny.as_batch(images, labels), stage.training_key
     )
 
     notes = after.model.model_state["quantizer"]["quantizer"]
@@ -350,7 +370,7 @@ def test_a_distance_as_the_best_metric(config, tmp_path, images, mode, expected)
 class Breaks(TokenizerStage):
     """Its l2 term is not a number in the fifth step."""
 
-    def train_step(self, state, frozen, batch, phase=None):
+    def train_step(self, state, frozen, batch, key, phase=None):
         sound = self.reconstruction_loss
 
         def broken_loss(*args):
@@ -359,7 +379,7 @@ class Breaks(TokenizerStage):
             return loss + broken, {**terms, "l2": terms["l2"] + broken}
 
         with mock.patch.object(self, "reconstruction_loss", broken_loss):
-            return super().train_step(state, frozen, batch, phase)
+            return super().train_step(state, frozen, batch, key, phase)
 
 
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -121,6 +121,7 @@ def train_stage(
     if main and start == 0:
         _write_overview(folder, stage, shapes)
 
+    key = stage.training_key
     # Phases may alternate; each has one program.
     train_step_of = functools.cache(functools.partial(jit_train_step, stage, mesh))
     begun = {stage.phase(start)}
@@ -149,7 +150,7 @@ def train_stage(
                 for number, values in ((step - 1, pending), (step, between)):
                     _finite(stage, number, values or {}, checkpointer, folder)
             with profiler.step(step, pending):
-                state, metrics = train_step_of(phase)(state, frozen, to_devices(batch))
+                state, metrics = train_step_of(phase)(state, frozen, to_devices(batch), key)
             # Metrics are read one step late, so that the device never waits for the host.
             if pending is not None:
                 window.append(_finite(stage, step - 1, pending, checkpointer, folder))

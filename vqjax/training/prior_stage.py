@@ -115,7 +115,12 @@ class PriorStage(Stage):
         )
 
     def train_step(
-        self, state: State, frozen: Any, batch: Batch, phase: int | None = None
+        self,
+        state: State,
+        frozen: Any,
+        batch: Batch,
+        key: Key[Array, ""],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
         """One update; there is one phase."""
         params = state.model.params
@@ -139,7 +144,7 @@ class PriorStage(Stage):
             (loss, (weight, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
             return grads, model_state, {"loss": loss, **metrics}, weight
 
-        rng = random_key(self.seed, f"{self.name}/train", state.step)
+        rng = jax.random.fold_in(key, state.step)
         grads, model_state, metrics = accumulate(
             gradients, state.model.model_state, batch, rng, self.settings.microbatches
         )

@@ -19,6 +19,7 @@ from vqjax import registry
 from vqjax.conditions import Condition, NoCondition
 from vqjax.data import DataSettings, Share, Source, train_batches
 from vqjax.errors import InputError
+from vqjax.random_keys import purpose_key
 from vqjax.runs.stages import (
     TrainedStage,
     is_to_start,
@@ -123,7 +124,12 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def train_step(
-        self, state: State, frozen: Any, batch: Batch, phase: int | None = None
+        self,
+        state: State,
+        frozen: Any,
+        batch: Batch,
+        key: Key[Array, ""],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
         """One update, and the metrics of its batch; pure.
 
@@ -131,6 +137,7 @@ class Stage(abc.ABC):
             state: before the step.
             frozen: of `load_frozen`.
             batch: of `training_batches`, as global arrays.
+            key: `training_key`; as an argument, so that a program serves every seed.
             phase: of `phase`; None for the last one.
         """
 
@@ -267,6 +274,11 @@ class Stage(abc.ABC):
         if source.settings.kind == "prior":
             rules.append(condition_rule(self.condition, read_condition(source.folder.parent)))
         return plan_start(source, variables, rules, self.name)
+
+    @property
+    def training_key(self) -> Key[Array, ""]:
+        """The key into which each training step folds its number."""
+        return purpose_key(self.seed, f"{self.name}/train")
 
     def phase(self, step: int) -> int:
         """The phase of training after `step` steps, from 0; each has a program of its own."""

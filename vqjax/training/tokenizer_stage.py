@@ -175,7 +175,12 @@ class TokenizerStage(Stage):
         return dataclasses.replace(state, model=model), metrics
 
     def train_step(
-        self, state: State, frozen: Any, batch: Batch, phase: int | None = None
+        self,
+        state: State,
+        frozen: Any,
+        batch: Batch,
+        key: Key[Array, ""],
+        phase: int | None = None,
     ) -> tuple[State, Metrics]:
         """One update of the tokenizer and, from its start on, of the discriminator."""
         # Several programs, since XLA compiles what is inside of a conditional badly.
@@ -185,7 +190,7 @@ class TokenizerStage(Stage):
         if adversary:
             model_states["discriminator"] = state.discriminator.model_state
         gradients = functools.partial(self._gradients, state, frozen, adversary, with_r1)
-        rng = random_key(self.seed, f"{self.name}/train", state.step)
+        rng = jax.random.fold_in(key, state.step)
         grads, model_states, metrics = accumulate(
             gradients, model_states, batch["image"], rng, self.settings.microbatches
         )
