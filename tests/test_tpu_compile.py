@@ -34,18 +34,17 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 COMPILE = """
-import json, sys, time
+import importlib, json, sys, time
 import jax
 from jax.experimental import topologies
-from configs import ffhq_effvqgan
 from etils import epath
 from vqjax.parallel import make_mesh, placed
 from vqjax.training.loop import abstract_state, batch_shapes, jit_train_step
 from vqjax.training.stage_kinds import build_stage
 
-arg, name = sys.argv[1:]
+module, arg, name = sys.argv[1:]
 slice_ = topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu")
-config = ffhq_effvqgan.get_config(arg)
+config = importlib.import_module(f"configs.{module}").get_config(arg)
 mesh = make_mesh(config.mesh, slice_.devices)
 stage = build_stage(config, name, epath.Path())
 began = time.monotonic()
@@ -69,14 +68,25 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("arg", ["f=16", "f=8", "res=512", "res=1024"])
-@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
-def test_step_fits_a_chip(arg, stage, capsys):
-    """At the config's batch; the prior only fits where it recomputes."""
-    if stage == "prior":
-        arg += ",remat=true"
+EFFVQGAN = [
+    # The prior only fits where it recomputes.
+    ("ffhq_effvqgan", arg + more, stage)
+    for arg in ("f=16", "f=8", "res=512", "res=1024")
+    for stage, more in (("tokenizer", ""), ("prior", ",remat=true"))
+]
+SEQGAN = [
+    ("ffhq_seqgan", "", "tokenizer"),
+    ("ffhq_seqgan", "", "decoder"),
+    ("ffhq_seqgan", "prior=ar", "prior"),
+    ("ffhq_seqgan", "prior=nar", "prior"),
+]
+
+
+@pytest.mark.parametrize(("config", "arg", "stage"), [*EFFVQGAN, *SEQGAN])
+def test_step_fits_a_chip(config, arg, stage, capsys):
+    """At the config's batch."""
     process = subprocess.run(
-        [sys.executable, "-c", COMPILE, arg, stage],
+        [sys.executable, "-c", COMPILE, config, arg, stage],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT,
         capture_output=True,
@@ -85,7 +95,7 @@ def test_step_fits_a_chip(arg, stage, capsys):
     assert process.returncode == 0, process.stderr[-2000:]
     found = json.loads(process.stdout.splitlines()[-1])
     with capsys.disabled():
-        print(f"\nffhq_effvqgan:{arg} {stage}:", {k: round(v, 2) for k, v in found.items()})
+        print(f"\n{config}:{arg} {stage}:", {k: round(v, 2) for k, v in found.items()})
     memory = [value for name, value in found.items() if name.endswith("GiB")]
     assert found["chips"] == 8
     assert 0 < sum(memory) < CHIP_GIB
