@@ -50,7 +50,6 @@ SMALL = {
     "widths": (8,),
     "window": 2,
 }
-DENSE_TOKENIZERS = sorted(name for name, cls in TOKENIZERS.items() if cls.token_kind == "dense")
 DENSE_PRIORS = sorted(name for name, cls in PRIORS.items() if cls.token_kind in ("dense", "any"))
 
 
@@ -64,6 +63,13 @@ def small_tokenizer(name):
     model = small(name, TOKENIZERS)
     model.quantizer = ConfigDict({"num_codes": CODES, "code_dim": 4})
     return model
+
+
+DENSE_TOKENIZERS = sorted(
+    name
+    for name in TOKENIZERS
+    if build_tokenizer("tokenizer.model", small_tokenizer(name)).token_kind == "dense"
+)
 
 
 def config_of(images, tokenizer, prior="masked", condition="none"):

@@ -23,7 +23,7 @@ def large_parameters(model, images):
 
     def draw(path, p):
         name = path[-1].key
-        if name in ("code_count", "started"):
+        if name in ("code_count", "started", "var"):
             values = np.ones(p.shape)
         elif name in ("bias", "scale"):
             values = (name == "scale") + rng.normal(0, 0.2, p.shape)

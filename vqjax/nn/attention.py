@@ -21,6 +21,7 @@ def attention(
     *,
     bias: Float[Array, "..."] | None = None,
     mask: Bool[Array, "..."] | None = None,
+    key_weights: Float[Array, "*b k"] | None = None,
     implementation: Implementation = "xla",
 ) -> Float[Array, "*b q heads d"]:
     """Scaled dot-product attention with the softmax in float32.
@@ -32,6 +33,7 @@ def attention(
         bias: added to the logits; broadcasts to (*b, heads, q, k).
         mask: True where a query may see a key; broadcasts to (*b, heads, q, k). Every query must
             see a key.
+        key_weights: by which each key's part in the result is multiplied, after the softmax.
         implementation: "xla" runs everywhere and holds the attention matrix; "cudnn" is NVIDIA's
             fused kernel, for bfloat16 on a GPU.
 
@@ -40,6 +42,9 @@ def attention(
 
     Source: Vaswani et al. 2017, Eq. 1.
     """
+    if key_weights is not None:
+        # The weights of the attention would be multiplied by those of a whole column.
+        value = value * key_weights[..., None, None].astype(value.dtype)
     if implementation == "cudnn":
         lead = query.shape[:-3]
         shape = (*lead, query.shape[-2], query.shape[-3], key.shape[-3])
@@ -159,13 +164,14 @@ class MultiHeadAttention(nn.Module):
         x: Float[Array, "*b n dim"],
         bias: Float[Array, "..."] | None = None,
         mask: Bool[Array, "..."] | None = None,
+        key_weights: Float[Array, "*b n"] | None = None,
     ) -> Float[Array, "*b n dim"]:
-        """Attends within the last-but-one axis; `bias` and `mask` as in `attention`.
+        """Attends within the last-but-one axis; all but `x` as in `attention`.
 
         Raises:
             ValueError: if the heads do not divide the width of the input.
         """
-        return self._attend(x, bias, mask, None, 0)[0]
+        return self._attend(x, bias, mask, key_weights, None, 0)[0]
 
     def extend(
         self,
@@ -185,7 +191,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             The output, and the cache with the keys and values of `x`.
         """
-        y, written = self._attend(x, None, mask, cache, start)
+        y, written = self._attend(x, None, mask, None, cache, start)
         assert written is not None
         return y, written
 
@@ -195,6 +201,7 @@ class MultiHeadAttention(nn.Module):
         x: Float[Array, "*b q dim"],
         bias: Float[Array, "..."] | None,
         mask: Bool[Array, "..."] | None,
+        key_weights: Float[Array, "*b q"] | None,
         cache: KeyValues | None,
         start: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "*b q dim"], KeyValues | None]:
@@ -212,7 +219,13 @@ class MultiHeadAttention(nn.Module):
         query, key, value = einops.rearrange(qkv, "... three h d -> three ... h d")
         if cache is None:
             y = attention(
-                query, key, value, bias=bias, mask=mask, implementation=self.implementation
+                query,
+                key,
+                value,
+                bias=bias,
+                mask=mask,
+                key_weights=key_weights,
+                implementation=self.implementation,
             )
         else:
             # The fused kernel is for many queries.

@@ -122,11 +122,13 @@ class SpatialAttention(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Applies the block."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], key_weights: Float[Array, "b n"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Applies the block; `key_weights` of all cells as in `vqjax.nn.attention.attention`."""
         y = Normalization(self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
-        y = MultiHeadAttention(num_heads=1, dtype=self.dtype, name="attention")(y)
-        return x + y.reshape(x.shape)
+        attention = MultiHeadAttention(num_heads=1, dtype=self.dtype, name="attention")
+        return x + attention(y, key_weights=key_weights).reshape(x.shape)
 
 
 class ResidualStage(nn.Module):

@@ -12,6 +12,7 @@ from vqjax import registry
 from vqjax.quantizers import VectorQuantizer
 from vqjax.tokenizers.base import Tokenizer
 from vqjax.tokenizers.efficient_vqgan import EfficientVQGAN
+from vqjax.tokenizers.mqvae import MQVAE
 from vqjax.tokenizers.seqgan import SeQGAN
 from vqjax.tokenizers.vit_vqgan import ViTVQGAN
 from vqjax.tokenizers.vqgan import VQGAN
@@ -20,6 +21,7 @@ __all__ = ["TOKENIZERS", "Tokenizer", "build_tokenizer"]
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     "efficient_vqgan": EfficientVQGAN,
+    "mqvae": MQVAE,
     "seqgan": SeQGAN,
     "vit_vqgan": ViTVQGAN,
     "vqgan": VQGAN,

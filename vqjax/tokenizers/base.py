@@ -6,7 +6,7 @@ A tokenizer is a Linen module of an encoder, a codebook, a decoder and a last la
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from vqjax.settings import check_settings
 from vqjax.tokens import Tokens
 
 Metrics = dict[str, Float[Array, ""]]
+TokenKind = Literal["dense", "sparse"]
 
 # Path of the codebook among the parameters.
 _CODEBOOK = "quantizer/codebook"
@@ -47,16 +48,10 @@ class Tokenizer(nn.Module):
         quantizer: the codebook.
     """
 
-    # "dense": a code for every cell; "sparse": for some of them.
-    token_kind: ClassVar[str] = "dense"
     # Name of the last layer, which `make_last_layer` makes, among the parameters.
     last_layer: ClassVar[str] = "last_convolution"
-    # Names of the parameters that `decode` alone reads: those that a decoder stage trains.
-    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_convolution")
     # Why it decodes an image whole, for messages.
     whole_because: ClassVar[str] = "this tokenizer decodes the whole image at once"
-    # Streams that a training step draws random numbers from, besides "params".
-    rngs: ClassVar[tuple[str, ...]] = ("restart",)
 
     quantizer: VectorQuantizer
 
@@ -82,6 +77,26 @@ class Tokenizer(nn.Module):
     def downsampling(self) -> int:
         """The factor f between the sides of image and latent grid."""
         raise NotImplementedError
+
+    @property
+    def token_kind(self) -> TokenKind:
+        """Of its tokens: "dense", a code for every cell, or "sparse", for some of them."""
+        return "dense"
+
+    @property
+    def rngs(self) -> tuple[str, ...]:
+        """Streams that a training step draws random numbers from, besides "params"."""
+        return ("restart",)
+
+    @property
+    def decoder_parts(self) -> tuple[str, ...]:
+        """Names of the parameters that `decode` alone reads: those that a decoder stage trains."""
+        return "decoder", self.last_layer
+
+    @property
+    def code_parts(self) -> tuple[Any, ...]:
+        """What of the model decides, given weights, which tokens it makes of an image; bound."""
+        return self.encoder, self.quantizer
 
     def check_dense(self, what: str) -> None:
         """Checks that the tokens have a map of codes, which `what` needs.
@@ -287,8 +302,7 @@ class Tokenizer(nn.Module):
 
 def same_codes(tokenizer: Tokenizer, other: Tokenizer) -> bool:
     """True if two models make the same tokens, given the same weights."""
-    encoders = [model.bind({}).encoder for model in (tokenizer, other)]
-    return encoders[0] == encoders[1] and tokenizer.quantizer == other.quantizer
+    return tokenizer.bind({}).code_parts == other.bind({}).code_parts
 
 
 def init_keys(tokenizer: Tokenizer, key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:

@@ -132,7 +132,6 @@ class ViTVQGAN(Tokenizer):
     """
 
     last_layer: ClassVar[str] = "last_linear"
-    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "last_linear")
     whole_because: ClassVar[str] = "a ViT-VQGAN attends to the whole image"
 
     patch_size: int = setting(8, "side of a patch in pixels: the factor f", Range(1))

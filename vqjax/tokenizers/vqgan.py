@@ -27,10 +27,10 @@ from vqjax.tokenizers.base import Tokenizer
 class Encoder(nn.Module):
     """Residual stages with a downsampling between them, then the middle: block, attention, block.
 
-    Attributes: as of `VQGAN`.
+    Attributes: as of `VQGAN`; `code_dim` None for latents of `latent_width`.
     """
 
-    code_dim: int
+    code_dim: int | None
     latent_width: int
     widths: tuple[int, ...]
     num_res_blocks: int
@@ -52,13 +52,16 @@ class Encoder(nn.Module):
         x = ResidualStage(1, width, False, **shared, name="middle_1")(x)
         x = nn.swish(Normalization(self.dtype, name="norm")(x))
         x = Convolution(self.latent_width, 3, padding=1, dtype=self.dtype, name="to_latent")(x)
+        if self.code_dim is None:
+            return x
         return Convolution(self.code_dim, 1, dtype=self.dtype, name="to_code")(x)
 
 
 class Decoder(nn.Module):
     """The encoder mirrored, with one residual block more in every stage.
 
-    Attributes: as of `VQGAN`.
+    Attributes: as of `VQGAN`, and
+        middle: at the lowest resolution in the place of block, attention, block.
     """
 
     latent_width: int
@@ -67,15 +70,24 @@ class Decoder(nn.Module):
     attention_factors: tuple[int, ...]
     remat: bool
     dtype: str
+    middle: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, z_q: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
-        """Features of the pixels, which one more convolution turns into colours."""
+    def __call__(self, z_q: Float[Array, "b h w d"], *told: Array) -> Float[Array, "b H W c"]:
+        """Features of the pixels, which one more convolution turns into colours.
+
+        Args:
+            z_q: quantized latents.
+            told: what `middle` takes besides the map.
+        """
         shared: dict[str, Any] = {"remat": self.remat, "dtype": self.dtype}
         x = Convolution(self.latent_width, 1, dtype=self.dtype, name="from_code")(z_q)
         x = Convolution(self.widths[-1], 3, padding=1, dtype=self.dtype, name="from_latent")(x)
-        x = ResidualStage(1, self.widths[-1], True, **shared, name="middle_0")(x)
-        x = ResidualStage(1, self.widths[-1], False, **shared, name="middle_1")(x)
+        if self.middle is None:
+            x = ResidualStage(1, self.widths[-1], True, **shared, name="middle_0")(x)
+            x = ResidualStage(1, self.widths[-1], False, **shared, name="middle_1")(x)
+        else:
+            x = self.middle(x, *told)
         for i, width in reversed(list(enumerate(self.widths))):
             attention = 2**i in self.attention_factors
             blocks = self.num_res_blocks + 1
@@ -136,7 +148,13 @@ class VQGAN(Tokenizer):
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
-        shared: dict[str, Any] = {
+        shared = self.shared_fields
+        return Encoder(code_dim=self.quantizer.code_dim, **shared), Decoder(**shared)
+
+    @property
+    def shared_fields(self) -> dict[str, Any]:
+        """The fields that encoder and decoder both have."""
+        return {
             "latent_width": self.latent_width,
             "widths": tuple(self.width * multiplier for multiplier in self.multipliers),
             "num_res_blocks": self.num_res_blocks,
@@ -144,7 +162,6 @@ class VQGAN(Tokenizer):
             "remat": self.remat,
             "dtype": self.dtype,
         }
-        return Encoder(code_dim=self.quantizer.code_dim, **shared), Decoder(**shared)
 
     @property
     def downsampling(self) -> int:
