@@ -132,13 +132,18 @@ def test_curves_are_of_a_metric_that_all_runs_have(make, monkeypatch, visualize,
     write_curves(one, ["nats_per_token", "accuracy"])
     write_curves(other, ["accuracy", "nats_per_token"])
     call(one, other, flags=("--what=curves",))
-    ((label, curves),) = drawn
+    ((label, curves, trained),) = drawn
+    assert trained == {}
     assert label == "held-out nats per token" and list(curves) == ["one", "other"]
     assert curves["one"] == ([5, 10, 20], [1.0, 0.5, 0.25]) and curves["other"][1][0] == 2.0
     assert (one / "curves.png").read_bytes() == b"png"
     assert "other: held-out nats_per_token 1.25 at step 20" in capsys.readouterr().err
     call(one, other, flags=("--what=curves", "--metric=accuracy", f"--out={other}/a.png"))
     assert drawn[1][0] == "held-out accuracy" and (other / "a.png").exists()
+    with open(one / "prior" / "metrics.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"step": 30, "train/accuracy": 0.5}))
+    call(one, other, flags=("--what=curves", "--metric=accuracy"))
+    assert drawn[2][0] == "accuracy" and drawn[2][2] == {"one": ([30], [0.5])}
     named = f"--workdir={one},{other}"
     said = error(capsys, "visualize", named, "--what=curves", "--metric=acuracy")
     assert "--metric=acuracy: did you mean 'accuracy'? valid: accuracy, nats_per_token" in said
@@ -236,7 +241,9 @@ def test_runs_that_cannot_be_compared(make, tmp_path, capsys):
     assert "folders of runs are needed, like runs/a,runs/b" in refused("")
     assert "--num_images=0: at least 1" in refused(finished, "--num_images=0")
     assert "it is for --what=curves; leave it out" in refused(finished, "--metric=accuracy")
-    assert "predictions or alpha" in refused(finished, "--what=curves", "--decoder=tokenizer")
+    assert "predictions or alpha or importance" in refused(
+        finished, "--what=curves", "--decoder=tokenizer"
+    )
     assert "valid: tokenizer" in refused(finished, "--decoder=other")
     assert not list(tmp_path.rglob("predictions.png"))
 

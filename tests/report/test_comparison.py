@@ -61,10 +61,33 @@ def shows(png, color):
 def test_each_run_has_a_curve():
     steps = [10.0, 20.0, 30.0]
     curves = {"a": (steps, [3.0, 2.0, 1.0]), "b": (steps, [3.0, float("nan"), 2.0])}
-    png = comparison.curves_picture("nats", curves)
+    png = comparison.curves_picture("nats", curves, {})
     found = [shows(png, color) for color in comparison.COLORS[:3]]
     assert found == [True, True, False]
-    assert png == comparison.curves_picture("nats", curves)
+    assert png == comparison.curves_picture("nats", curves, {})
+
+
+def test_training_is_drawn_through_and_what_is_held_out_is_dashed(monkeypatch):
+    figures = []
+    monkeypatch.setattr(comparison, "_png", lambda figure: figures.append(figure) or b"")
+    steps = [10.0, 20.0, 30.0]
+    held_out = {"a": (steps, [3.0, 2.0, 1.0]), "b": (steps, [3.0, 2.5, 2.0])}
+    comparison.curves_picture("nats", held_out, {"b": (steps, [2.0, 1.0, 0.5])})
+    first, second, third = figures[0].axes[0].get_lines()
+    assert [line.get_linestyle() for line in (first, second, third)] == ["-", "--", "-"]
+    assert second.get_color() == third.get_color() != first.get_color()
+
+
+def test_codebooks_lie_side_by_side(monkeypatch):
+    figures = []
+    monkeypatch.setattr(comparison, "_png", lambda figure: figures.append(figure) or b"")
+    rng = np.random.default_rng(0)
+    flat = rng.normal(0, 1, (50, 1)) * np.ones(4)
+    comparison.codebooks_picture({"round": rng.normal(0, 1, (90, 4)), "flat": flat})
+    for axes, name, count in zip(figures[0].axes, ("round", "flat"), (90, 50), strict=True):
+        assert axes.get_title() == f"{name}: {count} codes"
+        assert len(axes.collections[0].get_offsets()) == count
+    assert "100 % of the variance" in figures[0].axes[1].get_xlabel()
 
 
 def test_both_distances_have_an_axis(monkeypatch):

@@ -15,7 +15,7 @@ COMMANDS = {
     "sample": "draw images from a finished run, or edit an image with it",
     "evaluate": "measure a run, or images of whoever made them, by a recorded protocol",
     "report": "write one HTML page of a run",
-    "visualize": "show side by side how the tokenizers of several runs suit their priors",
+    "visualize": "show several runs side by side: what they predict, keep and have learned",
     "describe": "say what a config or a run is: stages, parameters, latent grid, steps",
     "locality": "show where an image changes when a region of its codes does",
 }

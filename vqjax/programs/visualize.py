@@ -1,24 +1,34 @@
-"""Shows side by side how the tokenizers of several runs suit their priors. Source: paper 001.
+"""Shows several runs side by side. Source: papers 001 and 002.
 
     vqjax visualize --workdir=runs/a,runs/b [--num_images=8 --seed=0]
     vqjax visualize --workdir=runs/a,runs/b --what=curves
     vqjax visualize --workdir=runs/a,runs/b --what=alpha
+    vqjax visualize --workdir=runs/a,runs/b --what=importance
+    vqjax visualize --workdir=runs/a,runs/b --what=codebooks
 
-predictions (section 3.2; figures 1, 5 and 11): an autoregressive prior is given the true codes of
-held-out images, and predicts each from those before it. The picture shows each image, then from
-each run its reconstruction and the image of the likeliest codes: the best that the prior could do.
-The numbers are the PSNR of the reconstructions, the share of the codes that are the likeliest, and
-the nats that each costs, over the images of the picture.
+predictions (paper 001, section 3.2; figures 1, 5 and 11): an autoregressive prior is given the true
+codes of held-out images, and predicts each from those before it. The picture shows each image, then
+from each run its reconstruction and the image of the likeliest codes: the best that the prior could
+do. The numbers are the PSNR of the reconstructions, the share of the codes that are the likeliest,
+and the nats that each costs, over the images of the picture.
 
-curves (figure 10): a held-out metric of the priors over training steps.
+curves (paper 001, figure 10; paper 002, figure 6a): a held-out metric of the priors over training
+steps, and that of the training images where it is measured.
 
-alpha (figure 6): the Frechet distances of reconstructions and samples over the semantic ratio of
-the loss that the codes were trained with, from what `vqjax evaluate` has left in the workdirs.
+alpha (paper 001, figure 6): the Frechet distances of reconstructions and samples over the semantic
+ratio of the loss that the codes were trained with, from what `vqjax evaluate` has left in the
+workdirs.
+
+importance (paper 002, figure 4): a tokenizer with an adaptive mask scores the regions of held-out
+images. The picture shows each image, then from each run the scores, red where they are high and
+blue where they are low, the regions that have a code, and the reconstruction from these.
+
+codebooks (paper 002, figure 5): the codes of each run along their first two principal components.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,14 +40,17 @@ from vqjax.data import Source, build_source, evaluation_batches
 from vqjax.errors import InputError, did_you_mean
 from vqjax.evaluation.results import entry_name, read_results
 from vqjax.files import absolute, open_path, write_png, write_whole
+from vqjax.generation.importance import check_adaptive, importance
 from vqjax.generation.predictions import check_autoregressive, predict
-from vqjax.generation.run import Run
+from vqjax.generation.run import Conditions, Images, Run
 from vqjax.parallel import make_mesh
 from vqjax.programs import decoder_flag
 from vqjax.report.comparison import (
     Distance,
     Tradeoff,
+    codebooks_picture,
     curves_picture,
+    importance_picture,
     predictions_picture,
     tradeoff_picture,
 )
@@ -48,11 +61,16 @@ from vqjax.training.console import LOGGER_NAME, setup_logging
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of runs of train.py, the pictures' columns")
 WHAT = flags.DEFINE_enum(
-    "what", "predictions", ["predictions", "curves", "alpha"], "Which picture, see above"
+    "what",
+    "predictions",
+    ["predictions", "curves", "alpha", "importance", "codebooks"],
+    "Which picture, see above",
 )
 OUT = flags.DEFINE_string("out", "", "PNG to write [<what>.png in the first workdir]")
-NUM_IMAGES = flags.DEFINE_integer("num_images", 8, "predictions: how many held-out images")
-SEED = flags.DEFINE_integer("seed", 0, "predictions: another seed shows other images")
+NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 8, "predictions, importance: how many held-out images"
+)
+SEED = flags.DEFINE_integer("seed", 0, "predictions, importance: another seed shows other images")
 DECODER = decoder_flag.define()
 METRIC = flags.DEFINE_string(
     "metric", "", "curves: a metric of validation [nats_per_token, or else loss_at_0.5]"
@@ -61,9 +79,9 @@ flags.mark_flag_as_required("workdir")
 
 # What each is for, so that none is given in vain.
 OWN_FLAGS = (
-    (NUM_IMAGES, ("predictions",)),
-    (SEED, ("predictions",)),
-    (DECODER, ("predictions", "alpha")),
+    (NUM_IMAGES, ("predictions", "importance")),
+    (SEED, ("predictions", "importance")),
+    (DECODER, ("predictions", "alpha", "importance")),
     (METRIC, ("curves",)),
 )
 # Held-out metrics of priors in the order in which they are looked for, with their label.
@@ -73,6 +91,8 @@ METRICS = {
 }
 # What the protocols of two runs may differ in: their models, and the LPIPS that is fair to them.
 _OF_A_RUN = ("tokenizer", "prior", "perceptual")
+
+Found = TypeVar("Found")
 
 # Run as a program, this module's own name is another.
 log = logging.getLogger(f"{LOGGER_NAME}.visualize")
@@ -92,6 +112,8 @@ def main() -> None:
         "predictions": _predictions,
         "curves": _curves,
         "alpha": _alpha,
+        "importance": _importance,
+        "codebooks": _codebooks,
     }
     draw[WHAT.value](runs, out)
     log.info("%s", out)
@@ -129,10 +151,58 @@ def _names(workdirs: Sequence[epath.Path]) -> list[str]:
 
 def _predictions(runs: dict[str, Run], out: epath.Path) -> None:
     """The picture of images, reconstructions and predictions, and each run's numbers."""
+    images, found = _of_each(runs, check_autoregressive, predict)
+    write_png(out, predictions_picture(images, found))
+    width = max(map(len, found))
+    for name, values in found.items():
+        log.info(
+            "%s  PSNR %.2f dB, top-1 accuracy %.2f %%, %.3f nats per token",
+            f"{name:{width}}",
+            values.psnr,
+            100 * values.accuracy,
+            values.nats_per_token,
+        )
+    log.info("of %d held-out images: input, then reconstruction and prediction by run", len(images))
+
+
+def _importance(runs: dict[str, Run], out: epath.Path) -> None:
+    """The picture of images, scores, kept regions and reconstructions, and each run's numbers."""
+    images, found = _of_each(runs, check_adaptive, lambda run, images, _: importance(run, images))
+    write_png(out, importance_picture(images, found))
+    width = max(map(len, found))
+    for name, values in found.items():
+        share = 100 * np.mean(values.kept)
+        log.info("%s  PSNR %.2f dB, %.4g %% kept", f"{name:{width}}", values.psnr, share)
+    log.info("of %d held-out images: input, then importance, kept, reconstruction", len(images))
+
+
+def _codebooks(runs: dict[str, Run], out: epath.Path) -> None:
+    """The picture of all codes of each run."""
+    setup_logging(next(iter(runs.values())).workdir)
+    codebooks = {}
+    for name in list(runs):
+        run = runs.pop(name)
+        vectors = run.tokenizer.apply(run.tokenizer_variables, method="codebook")
+        codebooks[name] = np.asarray(vectors)
+    write_whole(out, codebooks_picture(codebooks))
+
+
+def _of_each(
+    runs: dict[str, Run],
+    check: Callable[[Run], None],
+    make: Callable[[Run, Images, Conditions], Found],
+) -> tuple[Images, dict[str, Found]]:
+    """Held-out images, and what each run makes of them.
+
+    Args:
+        runs: by name; they are used up.
+        check: whether a run can make it; raises InputError.
+        make: takes a run, images, and what its prior is told of each.
+    """
     sources: dict[str, Source] = {}
     first = next(iter(runs))
     for name, run in runs.items():
-        check_autoregressive(run)
+        check(run)
         data = run.config.data
         sources[name] = build_source(data.source, "validation", data.resolution)
         theirs, ours = (_images_of(runs[n], sources[n]) for n in (first, name))
@@ -150,18 +220,8 @@ def _predictions(runs: dict[str, Run], out: epath.Path) -> None:
         run = runs.pop(name)
         batch = _held_out(run, sources[name])
         images = batch["image"]
-        found[name] = predict(run, images, batch["condition"])
-    write_png(out, predictions_picture(images, found))
-    width = max(map(len, found))
-    for name, values in found.items():
-        log.info(
-            "%s  PSNR %.2f dB, top-1 accuracy %.2f %%, %.3f nats per token",
-            f"{name:{width}}",
-            values.psnr,
-            100 * values.accuracy,
-            values.nats_per_token,
-        )
-    log.info("of %d held-out images: input, then reconstruction and prediction by run", len(images))
+        found[name] = make(run, images, batch["condition"])
+    return images, found
 
 
 def _images_of(run: Run, source: Source) -> dict[str, Any]:
@@ -189,13 +249,17 @@ def _held_out(run: Run, source: Source) -> dict[str, np.ndarray]:
 
 
 def _curves(runs: dict[str, Run], out: epath.Path) -> None:
-    """The picture of a held-out metric over steps."""
+    """The picture of a metric over steps, held-out and of training."""
     found = {name: _prior_curves(run) for name, run in runs.items()}
     metric = _metric(found)
-    curves = {name: of[f"validation/{metric}"] for name, of in found.items()}
+    held_out, trained = (
+        {name: of[key] for name, of in found.items() if key in of}
+        for key in (f"validation/{metric}", f"train/{metric}")
+    )
     setup_logging(next(iter(runs.values())).workdir)
-    write_whole(out, curves_picture(METRICS.get(metric, f"held-out {metric}"), curves))
-    for name, (steps, values) in curves.items():
+    label = METRICS.get(metric, metric if trained else f"held-out {metric}")
+    write_whole(out, curves_picture(label, held_out, trained))
+    for name, (steps, values) in held_out.items():
         log.info("%s: held-out %s %.4g at step %d", name, metric, values[-1], steps[-1])
 
 

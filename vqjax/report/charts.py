@@ -309,9 +309,17 @@ class _PlainLogFormatter(ticker.LogFormatter):
 @contextmanager
 def new_axes() -> Iterator[tuple[Figure, Axes]]:
     """The axes of a new figure; all charts have one style."""
+    with new_row(1) as (figure, (axes,)):
+        yield figure, axes
+
+
+@contextmanager
+def new_row(count: int) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """Axes of a new figure, side by side."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        yield figure, figure.add_subplot()
+        width, height = _SIZE
+        figure = Figure(figsize=(count * width, height), layout="constrained")
+        yield figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def draw_legend(figure: Figure, handles: Sequence[tuple[Artist, str]]) -> None:

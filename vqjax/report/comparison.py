@@ -1,20 +1,24 @@
-"""Pictures of several runs side by side: their predictions, their losses, their trade-off."""
+"""Pictures of several runs side by side: what they make of images, their codebooks and losses."""
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import UInt8
+from einops import repeat
+from jaxtyping import Bool, Float, Shaped, UInt8
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from vqjax.generation.image_grid import GAP, enlargement, image_grid
+from vqjax.generation.importance import Importance
 from vqjax.generation.predictions import Predictions
 from vqjax.generation.run import Images
-from vqjax.report.charts import COLORS, Series, draw_curves, draw_legend, new_axes
+from vqjax.report.charts import COLORS, Series, draw_curves, draw_legend, new_axes, new_row
+from vqjax.report.codebook import principal_components
 
 _DPI = 200
 # Of the titles above the images, in pixels.
@@ -33,9 +37,57 @@ def predictions_picture(
         images: of 8 bits.
         runs: what each run makes of them, by its name.
     """
-    columns = [images]
-    for run in runs.values():
-        columns += [run.reconstructions, run.predictions]
+    kinds = ("reconstruction", "prediction")
+    columns = {name: [run.reconstructions, run.predictions] for name, run in runs.items()}
+    return _table(images, kinds, columns)
+
+
+def importance_picture(
+    images: Images, runs: Mapping[str, Importance]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A row for each image: itself, then by each run its scores, what is kept, and what is made.
+
+    Scores are red where they are high and blue where they are low, each image by itself; masked
+    regions are grey. Names stand above the columns. Source: paper 002, figure 4.
+
+    Args:
+        images: of 8 bits.
+        runs: what each run holds to be important in them, by its name.
+    """
+    kinds = ("importance", "kept", "reconstruction")
+    columns = {
+        name: [_heat(images, run.scores), _masked(images, run.kept), run.reconstructions]
+        for name, run in runs.items()
+    }
+    return _table(images, kinds, columns)
+
+
+def _heat(images: Images, scores: Float[np.ndarray, "n h w"]) -> Images:
+    """Images in grey under the colours of the scores of their cells."""
+    low, high = (f(scores, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    scaled = (scores - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    colors = matplotlib.colormaps["RdYlBu_r"](scaled)[..., :3]
+    grey = np.mean(images, axis=-1, keepdims=True) / 255
+    return np.round(255 * (0.35 * grey + 0.65 * _enlarged(colors, images))).astype(np.uint8)
+
+
+def _masked(images: Images, kept: Bool[np.ndarray, "n h w"]) -> Images:
+    """Images of which the regions without a code are nearly grey."""
+    part = np.where(_enlarged(kept[..., None], images), 1.0, 0.15)
+    return np.round(part * images + (1 - part) * 190).astype(np.uint8)
+
+
+def _enlarged(cells: Shaped[np.ndarray, "n h w c"], images: Images) -> Shaped[np.ndarray, "..."]:
+    """The values of cells at the pixels of their regions."""
+    factor = images.shape[1] // cells.shape[1]
+    return repeat(cells, "n h w c -> n (h y) (w x) c", y=factor, x=factor)
+
+
+def _table(
+    images: Images, kinds: Sequence[str], runs: Mapping[str, Sequence[Images]]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A row for each image: itself, then by each run an image of each kind, under their names."""
+    columns = [images, *itertools.chain.from_iterable(runs.values())]
     cells = np.stack(columns, axis=1).reshape(-1, *images.shape[1:])
     grid = image_grid(cells, len(columns))
     height, width = images.shape[1:3]
@@ -46,11 +98,11 @@ def predictions_picture(
     draw = ImageDraw.Draw(picture)
     _title(draw, "input", 0, cell, 1)
     for number, name in enumerate(runs):
-        left = (1 + 2 * number) * step
-        _title(draw, name, left, step + cell, 0)
-        # What both columns have in common stands over a line.
-        draw.line((left, _LINE - 1, left + step + cell - 1, _LINE - 1), fill=(170, 170, 170))
-        for column, kind in enumerate(("reconstruction", "prediction")):
+        left, width = (1 + len(kinds) * number) * step, len(kinds) * step - GAP
+        _title(draw, name, left, width, 0)
+        # What the columns have in common stands over a line.
+        draw.line((left, _LINE - 1, left + width - 1, _LINE - 1), fill=(170, 170, 170))
+        for column, kind in enumerate(kinds):
             _title(draw, kind, left + column * step, cell, 1)
     return np.asarray(picture)
 
@@ -73,20 +125,51 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def curves_picture(label: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
-    """A held-out metric of several runs over training steps, as a PNG. Source: figure 10.
+def curves_picture(
+    label: str,
+    held_out: Mapping[str, Sequence[Sequence[float]]],
+    trained: Mapping[str, Sequence[Sequence[float]]],
+) -> bytes:
+    """A metric of several runs over training steps, as a PNG.
+
+    Source: paper 001, figure 10; with that of training beside it: paper 002, figure 6a.
 
     Args:
         label: of the metric.
-        curves: steps and values by the name of the run.
+        held_out: steps and values by the name of the run.
+        trained: the same of the training images, of those runs that have it.
     """
-    series = [
-        Series(name, np.asarray(steps), np.asarray(values), color=color)
-        for color, (name, (steps, values)) in enumerate(curves.items())
-    ]
+    series = []
+    for color, name in enumerate(held_out):
+        x, y = map(np.asarray, held_out[name])
+        both = name in trained
+        series.append(Series(f"{name}, held-out" if both else name, x, y, both, color))
+        if both:
+            x, y = map(np.asarray, trained[name])
+            series.append(Series(f"{name}, training", x, y, False, color))
     with new_axes() as (figure, axes):
         draw_curves(figure, axes, series)
         axes.set_ylabel(label)
+        return _png(figure)
+
+
+def codebooks_picture(codebooks: Mapping[str, Float[np.ndarray, "_ _"]]) -> bytes:
+    """The codes of each run along their first two principal components, as a PNG.
+
+    Where many points lie on each other, many codes say nearly the same. Source: paper 002, figure
+    5.
+
+    Args:
+        codebooks: vectors of all codes by the name of the run, at least one.
+    """
+    with new_row(len(codebooks)) as (figure, row):
+        for axes, (name, vectors) in zip(row, codebooks.items(), strict=True):
+            points, shares = principal_components(vectors)
+            axes.scatter(points[:, 0], points[:, 1], s=7, color=COLORS[0], alpha=0.5, lw=0)
+            axes.set_axisbelow(True)
+            axes.set_title(f"{name}: {len(vectors):,} codes", fontsize=10)
+            for axis, number, share in zip((axes.xaxis, axes.yaxis), (1, 2), shares, strict=True):
+                axis.set_label_text(f"component {number}, {100 * share:.3g} % of the variance")
         return _png(figure)
 
 

@@ -46,6 +46,11 @@ PANELS = (
         " Below the codes' unigram entropy, the prior knows more than how frequent each code is.",
     ),
     Panel(
+        "Codes and their positions, nats a token",
+        {"code_nats": "code", "position_nats": "position"},
+        "What each token costs in two parts: which code it is, and of which cell.",
+    ),
+    Panel(
         "Parts of the reconstruction loss",
         {"l1": "l1", "l2": "l2", "perceptual": "LPIPS", "semantic": "semantic"},
         "Each term without its weight, in training and on held-out images.",
