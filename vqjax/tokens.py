@@ -67,6 +67,14 @@ class Tokens:
         rows = jnp.arange(b)[:, None]
         return empty.at[rows, self.positions].set(self.codes, mode="drop")
 
+    def in_raster_order(self) -> "Tokens":
+        """The same tokens by ascending position; those of no cell come last."""
+        order = jnp.argsort(self.positions, axis=-1)
+        codes, positions = (
+            jnp.take_along_axis(x, order, axis=-1) for x in (self.codes, self.positions)
+        )
+        return Tokens(codes, positions, self.grid)
+
     def tree_flatten_with_keys(self) -> tuple[Any, tuple[int, int]]:
         """Children with their keys, and the static grid."""
         key = jax.tree_util.GetAttrKey

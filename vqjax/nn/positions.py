@@ -1,4 +1,4 @@
-"""Learned positions of the cells of a grid."""
+"""Learned positions: of the cells of a grid, and of the places of a sequence."""
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,27 @@ class CellEmbedding(nn.Module):
     def __call__(self) -> Float[Array, "n dim"]:
         """Positions of all cells in raster order, in float32."""
         return self.param("cell", INITIALIZER, (*self.grid, self.dim)).reshape(-1, self.dim)
+
+
+class SequenceEmbedding(nn.Module):
+    """Learned positions of the places of a sequence, of the length that it was first called with.
+
+    Attributes:
+        dim: width.
+    """
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, length: int | None = None) -> Float[Array, "n dim"]:
+        """Positions of all places, in float32.
+
+        Args:
+            length: n; where it is not given, there are parameters that know it.
+        """
+        if length is None:
+            return self.get_variable("params", "place")
+        return self.param("place", INITIALIZER, (length, self.dim))
 
 
 def stretched(table: Float[Array, "*n dim"], *sizes: int) -> Float[Array, "*m dim"]:

@@ -98,6 +98,7 @@ class Transformer(nn.Module):
         dropout: rate after attention and MLP, in training (rng stream "dropout").
         norm: "pre" normalises each branch's input and the final output (GPT-2); "post" normalises
             after each residual sum (BERT, MaskGIT).
+        final_norm: where `norm` is "pre", normalise the final output; False leaves it to the owner.
         scan: run the blocks as one scanned layer with stacked parameters: compile time independent
             of the depth.
         remat: recompute each block's activations in the backward pass: memory of one block instead
@@ -115,6 +116,7 @@ class Transformer(nn.Module):
     remat: bool = False
     dtype: str = "float32"
     implementation: Implementation = "xla"
+    final_norm: bool = True
 
     def __call__(
         self,
@@ -203,7 +205,7 @@ class Transformer(nn.Module):
             for i, layer in enumerate(caches):
                 x, caches[i] = block(*fields, name=f"block_{i}")(x, mask, train, layer, start)
             cache = tuple(caches)
-        if self.norm == "pre":
+        if self.norm == "pre" and self.final_norm:
             x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         return x, cache
 

@@ -14,6 +14,7 @@ from vqjax.priors.autoregressive import AutoregressivePrior
 from vqjax.priors.base import Prior
 from vqjax.priors.masked import MaskedPrior
 from vqjax.priors.multigrained import MultiGrainedPrior
+from vqjax.priors.stackformer import StackformerPrior
 
 __all__ = ["PRIORS", "Prior", "build_prior"]
 
@@ -23,6 +24,7 @@ PRIORS: dict[str, type[Prior]] = {
     "multigrained": MultiGrainedPrior,
     "autoregressive": AutoregressivePrior,
     "masked": MaskedPrior,
+    "stackformer": StackformerPrior,
 }
 
 

@@ -13,6 +13,7 @@ from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.transformer import INITIALIZER, Cache
 from vqjax.priors.base import Sums
 from vqjax.priors.dense import DensePrior
+from vqjax.priors.transformer import seen_before
 from vqjax.tokens import Tokens
 
 
@@ -55,7 +56,8 @@ class AutoregressivePrior(DensePrior):
         front, visible = self.front(condition)
         x = jnp.concatenate([front, self.code_embedding(codes[:, :-1])], axis=1)
         x = self.embed(x, self._positions(front.shape[1]), train)
-        x = self.transformer(x, self._seen(visible, jnp.arange(x.shape[1])), train)
+        mask = seen_before(visible, jnp.arange(x.shape[1]), x.shape[1])
+        x = self.transformer(x, mask, train)
         return self.logits(x[:, front.shape[1] - 1 :])
 
     def begin(self, condition: Int[Array, "b c"]) -> tuple[Float[Array, "b k"], Cache]:
@@ -98,22 +100,14 @@ class AutoregressivePrior(DensePrior):
         """Logits at the last of the places from `start` on, which `x` are the vectors of."""
         _, visible = self.front(condition)
         positions = self._positions(visible.shape[1])
+        mask = seen_before(visible, start + jnp.arange(x.shape[1]), len(positions))
         positions = jax.lax.dynamic_slice_in_dim(positions, start, x.shape[1])
-        mask = self._seen(visible, start + jnp.arange(x.shape[1]))
         x, cache = self.transformer.extend(self.embed(x, positions, False), mask, cache, start)
         return self.logits(x[:, -1]), cache
 
     def _positions(self, front: int) -> Float[Array, "n dim"]:
         """The positions of the sequence: of what is in front of the codes, the last has one."""
         return jnp.pad(self.position(), ((front - 1, 0), (0, 0)))
-
-    def _seen(self, visible: Bool[Array, "b f"], places: Int[Array, "q"]) -> Bool[Array, "b 1 q n"]:
-        """What places of the sequence see: themselves, and what is visible before them."""
-        codes = self.grid[0] * self.grid[1] - 1
-        visible = jnp.pad(visible, ((0, 0), (0, codes)), constant_values=True)
-        keys = jnp.arange(visible.shape[1])
-        before, own = keys < places[:, None], keys == places[:, None]
-        return (before & visible[:, None] | own)[:, None]
 
     def loss(
         self, tokens: Tokens, condition: Int[Array, "b c"], train: bool

@@ -1,7 +1,10 @@
-"""What the priors of one transformer share: its settings, and the same without a scan."""
+"""What the priors of transformers share: settings, the same without a scan, a causal mask."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from vqjax.nn.attention import Implementation
 from vqjax.nn.transformer import Transformer, check_heads, unrolled
@@ -12,7 +15,10 @@ AnyPrior = TypeVar("AnyPrior", bound="TransformerPrior")
 
 
 class TransformerPrior(Prior):
-    """A prior whose submodule `transformer` is made by `make_transformer`."""
+    """A prior of one transformer or several, which `make_transformer` makes."""
+
+    # The submodules that are transformers.
+    transformers: ClassVar[tuple[str, ...]] = ("transformer",)
 
     dim: int = setting(768, "width of the transformer", Range(1))
     num_layers: int = setting(24, "its depth", Range(1))
@@ -39,10 +45,12 @@ class TransformerPrior(Prior):
         super().__post_init__()
         check_heads(self)
 
-    def make_transformer(self, norm: Literal["pre", "post"]) -> Transformer:
-        """The transformer of these settings."""
+    def make_transformer(
+        self, norm: Literal["pre", "post"], num_layers: int | None = None, final_norm: bool = True
+    ) -> Transformer:
+        """A transformer of these settings; of another depth, or without a norm at its end."""
         return Transformer(
-            self.num_layers,
+            num_layers or self.num_layers,
             self.num_heads,
             dropout=self.dropout,
             norm=norm,
@@ -50,6 +58,7 @@ class TransformerPrior(Prior):
             remat=self.remat,
             dtype=self.dtype,
             implementation=self.implementation,
+            final_norm=final_norm,
         )
 
     def unrolled(
@@ -59,5 +68,22 @@ class TransformerPrior(Prior):
         if not self.scan:
             return self, variables
         params = variables["params"]
-        params = {**params, "transformer": unrolled(params["transformer"])}
+        params = {**params, **{name: unrolled(params[name]) for name in self.transformers}}
         return self.clone(scan=False), {**variables, "params": params}
+
+
+def seen_before(
+    visible: Bool[Array, "b f"], places: Int[Array, "q"], length: int
+) -> Bool[Array, "b 1 q n"]:
+    """What places of a sequence see: themselves, and what is visible before them.
+
+    Args:
+        visible: which of the places in front may be seen; all that come after these may.
+        places: those that see.
+        length: n of the sequence.
+    """
+    after = (0, length - visible.shape[1])
+    visible = jnp.pad(visible, ((0, 0), after), constant_values=True)
+    keys = jnp.arange(length)
+    before, own = keys < places[:, None], keys == places[:, None]
+    return (before & visible[:, None] | own)[:, None]

@@ -9,7 +9,7 @@ back unchanged. To add one, write its file here, with the settings of `TokenSamp
 and name it in `SAMPLERS`.
 """
 
-from vqjax.samplers import autoregressive, masked, multigrained
+from vqjax.samplers import autoregressive, masked, multigrained, stackformer
 from vqjax.samplers.base import Sampler, TokenSampling
 
 __all__ = ["SAMPLERS", "Sampler", "TokenSampling"]
@@ -18,4 +18,5 @@ SAMPLERS: dict[str, Sampler] = {
     "multigrained": Sampler(multigrained.MultiGrainedSampling, multigrained.sample),
     "autoregressive": Sampler(autoregressive.AutoregressiveSampling, autoregressive.sample),
     "masked": Sampler(masked.MaskedSampling, masked.sample),
+    "stackformer": Sampler(stackformer.StackformerSampling, stackformer.sample),
 }
