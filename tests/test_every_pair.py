@@ -1,4 +1,4 @@
-"""Every dense tokenizer with every dense prior, with a class and without, through a run.
+"""Every tokenizer with every prior that takes its tokens, with a class and without, through a run.
 
 The pairs are those of the registries: a new model is among them at once, in the smallest size that
 the fields below give it.
@@ -35,22 +35,24 @@ SIDE, GRID, CODES = 16, (4, 4), 16
 SMALL = {
     "attention_factors": (4,),
     "block_size": 2,
+    "demask_blocks": 1,
     "depths": (1,),
     "dim": 8,
     "embed_dim": 4,
     "grid_side": 4,
     "halo": 1,
     "head_dim": 8,
+    "latent_width": 8,
     "multipliers": (1, 1, 1),
     "num_heads": 2,
     "num_layers": 1,
+    "num_position_layers": 1,
     "num_res_blocks": 1,
     "patch_size": 4,
     "width": 8,
     "widths": (8,),
     "window": 2,
 }
-DENSE_PRIORS = sorted(name for name, cls in PRIORS.items() if cls.token_kind in ("dense", "any"))
 
 
 def small(name, registry):
@@ -65,11 +67,17 @@ def small_tokenizer(name):
     return model
 
 
-DENSE_TOKENIZERS = sorted(
-    name
-    for name in TOKENIZERS
-    if build_tokenizer("tokenizer.model", small_tokenizer(name)).token_kind == "dense"
-)
+KINDS = {
+    name: build_tokenizer("tokenizer.model", small_tokenizer(name)).token_kind
+    for name in sorted(TOKENIZERS)
+}
+DENSE_TOKENIZERS = [name for name, kind in KINDS.items() if kind == "dense"]
+PAIRS = [
+    (tokenizer, prior)
+    for tokenizer, kind in KINDS.items()
+    for prior in sorted(PRIORS)
+    if PRIORS[prior].token_kind in (kind, "any")
+]
 
 
 def config_of(images, tokenizer, prior="masked", condition="none"):
@@ -144,8 +152,7 @@ def test_a_tokenizer_keeps_its_contract(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["none", "class"])
-@pytest.mark.parametrize("prior", DENSE_PRIORS)
-@pytest.mark.parametrize("tokenizer", DENSE_TOKENIZERS)
+@pytest.mark.parametrize(("tokenizer", "prior"), PAIRS)
 def test_a_pair_is_trained_evaluated_and_sampled(tokenizer, prior, condition, tmp_path):
     images, source = trained_tokenizer(tokenizer)
     found = metrics_of(source, "tokenizer")
@@ -156,7 +163,8 @@ def test_a_pair_is_trained_evaluated_and_sampled(tokenizer, prior, condition, tm
     config.tokenizer.use_from = str(source)
     train(config, "prior", workdir)
     found = metrics_of(workdir, "prior")
-    assert 0 < found["train/loss"] < 2 * np.log(CODES)
+    # A prior may have positions to tell besides.
+    assert 0 < found["train/loss"] < 2 * np.log(CODES) + np.log(GRID[0] * GRID[1])
     validation = [value for key, value in found.items() if key.startswith("validation/")]
     assert validation and np.all(np.isfinite(validation))
 

@@ -63,3 +63,20 @@ def test_tokens_are_those_of_the_tokenizer():
     turned = Tokens(dense.codes, dense.positions[:, ::-1], dense.grid)
     refused(check, turned, "in raster order")
     refused(check, Tokens(dense.codes[:, :5], dense.positions[:, :5], dense.grid), "for each cell")
+
+
+def test_sparse_tokens_lie_at_cells_of_their_own(monkeypatch):
+    tokenizer = build_stage_tokenizer(tiny.get_config("path=x"), "tokenizer")
+    monkeypatch.setattr(type(tokenizer), "token_kind", "sparse")
+
+    def check(positions):
+        codes = jnp.zeros((2, 4), jnp.int32)
+        return checked_tokens(Tokens(codes, jnp.asarray(positions), (4, 4)), tokenizer)
+
+    # In any order; any number of them at no cell.
+    assert check([[3, 0, 15, 7], [16, 2, 16, 1]])
+    for wrong in (17, -1):
+        message = "positions from 0 to 15 are needed, or 16 for no token"
+        refused(check, [[3, 0, 15, 7], [1, 2, 3, wrong]], message)
+    message = "image 1 has more than one code at position 9"
+    refused(check, [[3, 0, 15, 7], [9, 2, 9, 1]], message)

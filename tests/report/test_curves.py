@@ -1,8 +1,12 @@
 """Curves of the training's metrics."""
 
+import json
+
 import numpy as np
 
 from vqjax.report import curves
+
+NATS = "code_nats", "position_nats"
 
 
 def test_curves_of_a_run_that_is_being_written(tmp_path):
@@ -20,3 +24,17 @@ def test_curves_of_a_run_that_is_being_written(tmp_path):
     assert set(drawn) == {"Loss", "Held-out loss, nats a token", "new"}
     assert "loss from 3 to 3" in drawn["Loss"].svg
     assert "0.5 masked from 2.5 to 2.5" in drawn["Held-out loss, nats a token"].svg
+
+
+def test_both_parts_of_a_loss_are_one_chart_in_training_and_held_out(tmp_path):
+    """Paper 002, figure 6a."""
+    file = tmp_path / "metrics.jsonl"
+    values = {f"{s}/{n}": i for i, s in enumerate(("train", "validation")) for n in NATS}
+    lines = [{"step": 2, **values, "validation/nats_per_token": 2, "train/code_accuracy": 0.5}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = curves.charts("prior", curves.read_metrics(file), start=None)
+    drawn = {chart.title: chart.svg for chart in found}
+    held_out = "Held-out loss, nats a token"
+    assert set(drawn) == {held_out, "Codes and positions, nats a token", "Accuracy"}
+    for label in ("codes, training", "positions, held-out"):
+        assert label in drawn["Codes and positions, nats a token"]

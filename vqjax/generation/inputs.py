@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from vqjax.errors import InputError
 from vqjax.tokenizers import Tokenizer
@@ -58,7 +58,7 @@ def checked_tokens(tokens: Any, tokenizer: Tokenizer) -> Tokens:
 
     Raises:
         InputError: they are none, have codes that it does not have, or dense ones are not in raster
-            order.
+            order; of sparse ones, two lie at one cell, or one outside of the grid.
     """
     if not isinstance(tokens, Tokens):
         raise InputError(f"tokens: those of `encode` are needed, not {type(tokens).__name__}")
@@ -68,14 +68,32 @@ def checked_tokens(tokens: Any, tokenizer: Tokenizer) -> Tokens:
             f"tokens: codes from 0 to {tokenizer.num_codes - 1} are needed, not"
             f" {codes.min()} to {codes.max()}"
         )
+    cells = tokens.grid[0] * tokens.grid[1]
     if tokenizer.token_kind == "dense":
-        cells = tokens.grid[0] * tokens.grid[1]
         if codes.shape[1] != cells or (positions != np.arange(cells)).any():
             raise InputError(
                 "tokens: this tokenizer decodes one code for each cell, in raster order; make them"
                 " with Tokens.dense"
             )
+    elif positions.size:
+        _check_positions(positions, cells)
     return tokens
+
+
+def _check_positions(positions: Int[np.ndarray, "b n"], cells: int) -> None:
+    """Checks that tokens lie at cells of their own, or at none, which position `cells` says."""
+    if not 0 <= positions.min() <= positions.max() <= cells:
+        raise InputError(
+            f"tokens: positions from 0 to {cells - 1} are needed, or {cells} for no token, not"
+            f" {positions.min()} to {positions.max()}"
+        )
+    ordered = np.sort(positions, axis=1)
+    images, places = np.nonzero((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < cells))
+    if images.size:
+        raise InputError(
+            f"tokens: image {images[0]} has more than one code at position"
+            f" {ordered[images[0], places[0]]}: each cell has one or none"
+        )
 
 
 def _bytes(value: Any, name: str, shape: str, axes: int) -> UInt8[np.ndarray, "..."]:

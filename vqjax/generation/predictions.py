@@ -47,8 +47,9 @@ def check_autoregressive(run: Run) -> None:
     """Checks that the prior of a run predicts each code from those before it.
 
     Raises:
-        InputError: it does not, or the run has none.
+        InputError: it does not, or the run has none; or no prior of its tokens could.
     """
+    run.tokenizer.check_dense("predicting the code of every cell")
     if not isinstance(run.prior, AutoregressivePrior):
         name = run.config[run.prior_stage].model.name
         raise InputError(

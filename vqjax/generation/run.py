@@ -252,8 +252,9 @@ class Run:
             settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
-            InputError: as `sample` and `editing.inpaint`.
+            InputError: as `sample`, `editing.check_prior` and `editing.inpaint`.
         """
+        editing.check_prior(self.prior)
         hole = editing.inpaint(self.tokenizer, checked_image(image), checked_mask(mask))
         sampling = self._sampling_of(checked_count(count), settings)
         conditions = self.edit_conditions(count, label)

@@ -104,6 +104,8 @@ def _edit(run: Run) -> editing.Edit | None:
     if not IMAGE.value or given == ["image"]:
         own = " or ".join(f"--{name}" for name in EDITS[EDIT.value])
         raise InputError(f"--edit={EDIT.value} needs --image and {own}")
+    # Before the tokenizer is looked at: another one alone would not do.
+    editing.check_prior(run.prior)
     image = read_image(Path(IMAGE.value))
     if EDIT.value == "inpaint":
         return editing.inpaint(run.tokenizer, image, read_image(Path(MASK.value or "")))

@@ -43,7 +43,14 @@ PANELS = (
         {f"loss_at_{ratio}": f"{ratio} masked" for ratio in (0.25, 0.5, 0.75, 1.0)}
         | {"nats_per_token": "from those before", "unigram_entropy": "unigram entropy"},
         "By the part of a block or an image that is masked, or of each token from those before it."
-        " Below the codes' unigram entropy, the prior knows more than how frequent each code is.",
+        " Below the codes' unigram entropy, the prior knows more than how frequent each code is"
+        " (where it has no positions to tell besides).",
+    ),
+    Panel(
+        "Codes and positions, nats a token",
+        {"code_nats": "codes", "position_nats": "positions"},
+        "The two parts of the loss, in training and on held-out images: of each code from the"
+        " tokens before it, and of its position from these and the code.",
     ),
     Panel(
         "Codes and their positions, nats a token",
@@ -57,7 +64,15 @@ PANELS = (
         log=True,
     ),
     Panel("Held-out PSNR, dB", {"psnr": "PSNR"}, "Of held-out images; higher is better."),
-    Panel("Accuracy", {"accuracy": "accuracy"}, "Share of the predicted tokens that are guessed."),
+    Panel(
+        "Accuracy",
+        {
+            "accuracy": "accuracy",
+            "code_accuracy": "of codes",
+            "position_accuracy": "of positions",
+        },
+        "Share of the predicted tokens that are guessed.",
+    ),
     Panel(
         "Codebook: perplexity",
         {"batch_perplexity": "of a batch", "codebook_perplexity": "of the split"},
