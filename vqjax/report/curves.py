@@ -53,11 +53,6 @@ PANELS = (
         " tokens before it, and of its position from these and the code.",
     ),
     Panel(
-        "Codes and their positions, nats a token",
-        {"code_nats": "code", "position_nats": "position"},
-        "What each token costs in two parts: which code it is, and of which cell.",
-    ),
-    Panel(
         "Parts of the reconstruction loss",
         {"l1": "l1", "l2": "l2", "perceptual": "LPIPS", "semantic": "semantic"},
         "Each term without its weight, in training and on held-out images.",
