@@ -27,6 +27,9 @@ class Numbered:
     def captions_of(self, index):
         return ()
 
+    def name_of(self, index):
+        return str(index)
+
     def __len__(self):
         return self.count
 

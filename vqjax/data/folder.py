@@ -118,6 +118,10 @@ class Folder:
         """All lines of the file of captions on an image."""
         return self._captions.get(self._names[index], ())
 
+    def name_of(self, index: int) -> str:
+        """Path of an image's file, relative to the folder."""
+        return self._names[index]
+
     def _way_to_split(self) -> str:
         ways = [
             way

@@ -166,6 +166,10 @@ class OpenMoji:
         """The name of an emoji in words."""
         return (all_emoji()[self._indices[index]].caption,)
 
+    def name_of(self, index: int) -> str:
+        """The code points of an emoji."""
+        return all_emoji()[self._indices[index]].svg.stem
+
     @functools.cached_property
     def _images(self) -> UInt8[np.ndarray, "n r r 3"]:
         folder = Path(self.cache_dir or cache_folder("openmoji"))

@@ -79,7 +79,7 @@ class TFDS:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         record = self._data[index]
-        name = f"{self.dataset}:{self._split_name}[{index}]"
+        name = self.name_of(int(index))
         return Example(
             image=decode_image(record["image"], name),
             label=int(record["label"]) if self._has_label else 0,
@@ -93,6 +93,10 @@ class TFDS:
     def captions_of(self, index: int) -> tuple[str, ...]:
         """All texts of an image's `caption` or `captions` feature."""
         return _captions(self._data[index])
+
+    def name_of(self, index: int) -> str:
+        """Data set, split and index of an image."""
+        return f"{self.dataset}:{self._split_name}[{index}]"
 
     def _builder(self) -> tensorflow_datasets.core.DatasetBuilder:
         try:

@@ -11,12 +11,13 @@ from vqjax import registry
 from vqjax.conditions import Condition, DescribedSource, condition_class
 from vqjax.data import DataSettings
 from vqjax.data.token_sets import TokenSettings
-from vqjax.errors import FieldError, InputError, did_you_mean
+from vqjax.errors import InputError, did_you_mean
 from vqjax.priors import Prior, build_prior
 from vqjax.runs.sampling import GenerationSettings, Sampling
 from vqjax.runs.stages import all_stages, decoder_of, stage_settings, tokenizer_of
 from vqjax.samplers import SAMPLERS
 from vqjax.samplers.guidance import check_guidance
+from vqjax.settings import check_values
 from vqjax.tokenizers import Tokenizer, build_tokenizer
 from vqjax.tokenizers.base import same_codes
 
@@ -123,10 +124,10 @@ def build_condition(config: ConfigDict, source: DescribedSource) -> Condition:
             raise InputError(
                 f"config.condition.{key}: the condition {cls.name!r} has no such field; {hint}"
             )
-    try:
+    with registry.named_in("condition"):
+        # Before the class sees them, which may count on their types.
+        check_values(cls, fields)
         return cls.of(source, **fields)
-    except FieldError as e:
-        raise InputError(f"config.condition.{e}") from None
 
 
 def build_stage_tokenizer(config: ConfigDict, stage: str) -> Tokenizer:

@@ -30,6 +30,9 @@ class Source:
     def captions_of(self, index):
         return [("ad", "cab"), ("bed",)][index]
 
+    def name_of(self, index):
+        return ["one", "two"][index]
+
     def __len__(self):
         return 2
 
@@ -57,7 +60,7 @@ def test_without_a_condition_there_are_no_ids():
     assert nothing.encode({"label": 2}).shape == (0,)
     assert nothing.in_turn(4).shape == (4, 0)
     assert nothing.describe(nothing.encode({})) == ""
-    with pytest.raises(InputError, match="this run is unconditional; leave the class out"):
+    with pytest.raises(InputError, match="this run is unconditional; leave it out"):
         nothing.parse("cat")
 
 
