@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from condition_positions import with_positions
 from tiny_dense import (
     CELLS,
     CLASSES,
@@ -64,6 +65,7 @@ def test_steps_with_a_cache_equal_the_whole_pass(length):
     if length == 3:
         condition = np.concatenate([condition, condition, condition], 1)
         condition[1, 1:] = condition[2] = PADDING
+        variables = with_positions(variables, 3)
     codes = random_codes()
 
     @jax.jit

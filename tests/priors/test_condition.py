@@ -28,7 +28,7 @@ def test_whole_conditions_are_dropped_at_the_rate():
 
 
 def test_every_id_but_padding_has_a_row_that_is_seen():
-    module = ConditionEmbedding(IDS, 4)
+    module = ConditionEmbedding(IDS, 4, positions=False)
     condition = np.array([[0, NULL, PADDING]], np.int32)
     run = jax.jit(lambda key, ids: module.init_with_output(key, ids))
     (embedded, visible), variables = run(jax.random.key(0), condition)
@@ -36,3 +36,19 @@ def test_every_id_but_padding_has_a_row_that_is_seen():
     assert table.shape == (IDS + 2, 4)
     np.testing.assert_array_equal(embedded, table[condition])
     np.testing.assert_array_equal(visible, [[True, True, False]])
+
+
+def test_longer_conditions_have_positions_and_a_single_id_has_none():
+    condition = np.array([[3, NULL, PADDING], [3, 3, 3]], np.int32)
+    run = jax.jit(
+        lambda module, ids: module.init_with_output(jax.random.key(0), ids), static_argnums=0
+    )
+    (embedded, _), variables = run(ConditionEmbedding(IDS, 4), condition)
+    table, position = (variables["params"][name] for name in ("ids", "position"))
+    assert position.shape == (3, 4) and np.unique(position, axis=0).shape == (3, 4)
+    expected = np.float64(table["embedding"])[condition] + np.float64(position)
+    np.testing.assert_allclose(embedded, expected, rtol=1e-6)
+    _, of_a_class = run(ConditionEmbedding(IDS, 4), condition[:, :1])
+    _, of_positions_elsewhere = run(ConditionEmbedding(IDS, 4, positions=False), condition)
+    for left in (of_a_class, of_positions_elsewhere):
+        assert list(left["params"]) == ["ids"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from condition_positions import with_positions
 from tiny_prior import (
     BLOCK,
     BLOCKS,
@@ -276,6 +277,8 @@ def test_the_condition_is_seen_and_padding_is_not():
     inputs = forward_inputs(prior)[:3]
 
     def logits(ids, variables=variables):
+        if len(ids) > 1:
+            variables = with_positions(variables, len(ids))
         condition = np.tile(np.array([ids], np.int32), (len(BLOCKS), 1))
         return forward(prior, variables, *inputs, condition)
 

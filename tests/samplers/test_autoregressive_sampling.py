@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from condition_positions import with_positions
 from tiny_dense import (
     CELLS,
     CLASSES,
@@ -92,6 +93,7 @@ def test_equals_a_loop_without_a_cache_token_for_token(case):
 
 def test_a_longer_condition_with_padding_is_that_of_the_loop_too():
     prior, variables = make("autoregressive", num_ids=CLASSES, condition_dropout=0.1)
+    variables = with_positions(variables, 3)
     condition = np.array([[0, 1, 2], [3, PADDING, PADDING], [1, 1, PADDING], [2, 0, 0], [NULL] * 3])
     options = {"condition": condition.astype(np.int32), "guidance": 1.7}
     drawn = sampled(prior, variables, **options)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from condition_positions import with_positions
 from tiny_prior import (
     BLOCKS,
     CLASSES,
@@ -34,6 +35,7 @@ def test_condition_dropout_gives_whole_images_the_null_condition():
     codes = random_codes()
     condition = np.random.default_rng(0).integers(0, CLASSES, (IMAGES, length)).astype(np.int32)
     prior, variables = make(num_ids=CLASSES, condition_dropout=rate)
+    variables = with_positions(variables, length)
     options = {"condition": condition, "context": "random", "run": False}
     calls = [spied_loss(prior, variables, codes, seed=seed, **options) for seed in range(draws)]
     dropped = np.stack([(call.condition[:, 0] == null).all(1) for call in calls])
@@ -59,7 +61,8 @@ def test_a_longer_null_condition_is_the_null_class_and_nothing_else():
     null = jax.jit(prior.null_condition)
     long, short = (null(np.zeros((len(BLOCKS), length), np.int32)) for length in (2, 1))
     np.testing.assert_array_equal(short, np.full((len(BLOCKS), 1), NULL))
-    a, b = (forward(prior, variables, *inputs, c) for c in (long, short))
+    a = forward(prior, with_positions(variables, 2), *inputs, long)
+    b = forward(prior, variables, *inputs, short)
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

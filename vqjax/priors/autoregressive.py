@@ -22,7 +22,8 @@ class AutoregressivePrior(DensePrior):
 
     The sequence is [condition, all codes but the last]; without a condition a learned vector stands
     in front. From the last place of the condition on, each predicts the next code, and has the
-    position of the cell that it predicts.
+    position of the cell that it predicts. Padding of a condition comes first, so that its last id
+    is at that place.
     """
 
     rngs: ClassVar[tuple[str, ...]] = ("dropout",)
@@ -38,7 +39,7 @@ class AutoregressivePrior(DensePrior):
     ) -> tuple[Float[Array, "b f dim"], Bool[Array, "b f"]]:
         """The condition, or else what says that the image begins; and which of it may be seen."""
         if self.num_ids:
-            return super().front(condition)
+            return _padding_first(*super().front(condition))
         shape = (len(condition), 1)
         start = jnp.broadcast_to(self.start, (*shape, self.dim)).astype(self.dtype)
         return start, jnp.ones(shape, bool)
@@ -150,3 +151,13 @@ class AutoregressivePrior(DensePrior):
         logits = self(codes, condition, train)
         nats = cross_entropy(logits, codes, self.label_smoothing if train else 0.0)
         return nats, jnp.argmax(logits, axis=-1) == codes
+
+
+def _padding_first(
+    x: Float[Array, "b f dim"], visible: Bool[Array, "b f"]
+) -> tuple[Float[Array, "b f dim"], Bool[Array, "b f"]]:
+    """Vectors in their order, but those behind the visible ones in front of them."""
+    length = x.shape[1]
+    count = jnp.sum(visible, axis=1, keepdims=True)
+    places = (jnp.arange(length) + count) % length
+    return jnp.take_along_axis(x, places[..., None], 1), jnp.take_along_axis(visible, places, 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.conditions import null_id, padding_id
-from vqjax.nn.linear import Embed
+from vqjax.nn.linear import Embed, add_parameter
 from vqjax.nn.transformer import INITIALIZER
 
 
@@ -32,17 +32,20 @@ def drop_condition(
 
 
 class ConditionEmbedding(nn.Module):
-    """Embeddings of a condition's ids.
+    """Embeddings of a condition's ids, with their positions where there is more than one.
 
     Attributes:
         num_ids: size of the condition's vocabulary; the table has two more rows.
         dim: width.
         dtype: compute dtype; parameters are float32.
+        positions: add a learned position to each id of a longer condition; a prior leaves them out
+            that has positions of its own for the whole of its sequence.
     """
 
     num_ids: int
     dim: int
     dtype: str = "float32"
+    positions: bool = True
 
     @nn.compact
     def __call__(
@@ -52,4 +55,7 @@ class ConditionEmbedding(nn.Module):
         table = Embed(
             self.num_ids + 2, self.dim, embedding_init=INITIALIZER, dtype=self.dtype, name="ids"
         )
-        return table(condition), condition != padding_id(self.num_ids)
+        x = table(condition)
+        if self.positions and condition.shape[1] > 1:
+            x = add_parameter(x, self.param("position", INITIALIZER, x.shape[1:]))
+        return x, condition != padding_id(self.num_ids)
