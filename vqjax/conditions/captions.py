@@ -155,12 +155,12 @@ class CaptionCondition(Condition):
 
     def _padded(self, text: str, cut: bool) -> Ids:
         if not text:
-            raise InputError("an empty caption says nothing: write what is to be seen")
+            raise InputError("'': an empty caption says nothing: write what is to be seen")
         tokens = self._bpe.encode(text).ids
         if len(tokens) > self.length and not cut:
             raise InputError(
-                f"{_shortened(text)}: this caption has {len(tokens)} tokens, and {self.length} fit"
-                " into this run's condition: leave words out"
+                f"{_shortened(text)!r}: this caption has {len(tokens)} tokens, and {self.length}"
+                " fit into this run's condition: leave words out"
             )
         ids = np.full(self.length, padding_id(self.num_ids), np.int32)
         ids[: len(tokens)] = tokens[: self.length]

@@ -207,13 +207,16 @@ def evaluation_batches(
         InputError: arguments out of range; from the iterator, a broken image.
     """
     local = local_batch_size(batch_size, share)
-    count = len(source) if limit is None else min(limit, len(source))
-
+    order = evaluation_order(len(source), limit)
     read = _ReadCentre(_Read(source, settings.on_broken), condition, settings.resolution)
-    order = np.random.default_rng(0).permutation(len(source))[:count]
     batch = _EvaluationBatch(read, order, batch_size, share.index * local, local)
-    batches = max(-(-count // batch_size), start)
+    batches = max(-(-len(order) // batch_size), start)
     return deliver(grain.MapDataset.range(start, batches).map(batch), workers=0)
+
+
+def evaluation_order(count: int, limit: int | None = None) -> np.ndarray:
+    """Indices of `count` images as `evaluation_batches` takes them: the first `limit` of these."""
+    return np.random.default_rng(0).permutation(count)[:limit]
 
 
 # An example, its index, and under "broken" the messages of the broken images that it stands in for;

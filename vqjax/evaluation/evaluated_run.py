@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import PIL
 from etils import epath
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vqjax.conditions import NoCondition
 from vqjax.data import Split, build_source, evaluation_batches, pipeline
+from vqjax.data.pipeline import evaluation_order
 from vqjax.evaluation.evaluator import Evaluator
 from vqjax.evaluation.npz import write_images
 from vqjax.evaluation.protocol import digest
@@ -82,6 +84,27 @@ class EvaluatedRun:
             limit=limit,
             start=start,
         )
+
+    def split_conditions(
+        self, split: str, limit: int | None, count: int
+    ) -> Int[np.ndarray, "{count} c"]:
+        """What the prior is told of images of a split, of each once before any comes again.
+
+        Args:
+            split: of the run's data, "train" or "validation".
+            limit: at most so many images, as of `reference`.
+            count: of the conditions.
+
+        Raises:
+            InputError: an image that cannot be told.
+        """
+        source, condition = self._source(split), self.models.condition
+        order = evaluation_order(len(source), limit)
+        told = [
+            condition.encode({"captions": source.captions_of(i), "name": source.name_of(i)})
+            for i in map(int, order[:count])
+        ]
+        return np.stack(told)[np.arange(count) % len(told)]
 
     def reference(self, split: str, limit: int | None) -> Reference:
         """The images of a split, whose features are computed once for all runs on it.

@@ -214,22 +214,32 @@ class Run:
         return to_host(decode(self.tokenizer, self.tokenizer_variables, tokens))
 
     def sample(
-        self, count: int = 1, label: str | int | None = None, *, seed: int = 0, **settings: Any
+        self,
+        count: int = 1,
+        label: str | int | None = None,
+        *,
+        caption: str | None = None,
+        seed: int = 0,
+        **settings: Any,
     ) -> Images:
         """New images.
 
         Args:
             count: how many.
-            label: what is to be seen, for conditional runs: a class by name or number, a text;
-                None for all in turn.
+            label: what is to be seen, for class-conditional runs: a class by name or number; None
+                for all in turn.
+            caption: what is to be seen, for text-conditional runs; None for some captions of the
+                training set in turn.
             seed: another one gives other images.
             settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
-            InputError: there is no trained prior, no such class or setting.
+            InputError: there is no trained prior, no such class or setting, a label for a run that
+                is told captions or the other way round.
         """
         sampling = self._sampling_of(checked_count(count), settings)
-        return self._all(self.images(self.conditions(count, label), sampling, seed=seed))
+        conditions = self.conditions(count, label, caption)
+        return self._all(self.images(conditions, sampling, seed=seed))
 
     def edit(
         self,
@@ -238,6 +248,7 @@ class Run:
         *,
         count: int = 1,
         label: str | int | None = None,
+        caption: str | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> Images:
@@ -247,7 +258,8 @@ class Run:
             image: RGB.
             mask: of the same size; what is True, or nearer to white than to black, is made anew.
             count: how many results.
-            label: what the image shows, for conditional runs.
+            label: what the image shows, for class-conditional runs.
+            caption: likewise, for text-conditional ones.
             seed: another one gives other results.
             settings: of `config.sampling`, in the place of the config's, but for num_images.
 
@@ -257,31 +269,42 @@ class Run:
         editing.check_prior(self.prior)
         hole = editing.inpaint(self.tokenizer, checked_image(image), checked_mask(mask))
         sampling = self._sampling_of(checked_count(count), settings)
-        conditions = self.edit_conditions(count, label)
+        conditions = self.edit_conditions(count, label, caption)
         return self._all(self.images(conditions, sampling, seed=seed, edit=hole))
 
-    def conditions(self, count: int, label: str | int | None = None) -> Conditions:
-        """Conditions of so many images: all of one label, or all there are in turn.
+    def conditions(
+        self, count: int, label: str | int | None = None, caption: str | None = None
+    ) -> Conditions:
+        """Conditions of so many images: all of one label or caption, or those there are in turn.
 
         Raises:
-            InputError: there is no such label.
+            InputError: there is no such label, the caption is empty or too long, or the run is told
+                the other of the two.
         """
-        if label is None:
+        given = {"label": label, "caption": caption}
+        own = self.condition.asked_by
+        for name, value in given.items():
+            if value is not None and name != own and self.condition.length:
+                raise InputError(f"{value}: this run is told a {own}, not a {name}: give --{own}")
+        asked = [value for value in given.values() if value is not None]
+        if not asked:
             return self.condition.in_turn(count)
-        return np.tile(self.condition.parse(str(label)), (count, 1))
+        return np.tile(self.condition.parse(str(asked[0])), (count, 1))
 
-    def edit_conditions(self, count: int, label: str | int | None = None) -> Conditions:
-        """Conditions of edited images: of one label, or the null condition.
+    def edit_conditions(
+        self, count: int, label: str | int | None = None, caption: str | None = None
+    ) -> Conditions:
+        """Conditions of edited images: of one label or caption, or the null condition.
 
         Raises:
-            InputError: there is no such label, or the prior does not know the null condition.
+            InputError: as `conditions`, or the prior does not know the null condition.
         """
-        if label is not None or not self.condition.length:
-            return self.conditions(count, label)
+        if label is not None or caption is not None or not self.condition.length:
+            return self.conditions(count, label, caption)
         if not self.prior.condition_dropout:
             raise InputError(
                 "this run is conditional and was trained without condition_dropout, so editing"
-                " needs --label: what the image shows"
+                f" needs --{self.condition.asked_by}: what the image shows"
             )
         blank = jnp.zeros((count, self.condition.length), jnp.int32)
         return np.asarray(null_condition(blank, self.prior.num_ids))

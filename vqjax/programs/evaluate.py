@@ -72,9 +72,10 @@ PIXELS = flags.DEFINE_enum(
 )
 LABELS = flags.DEFINE_enum(
     "labels",
-    "balanced",
+    None,
     ["balanced", "data"],
-    "generation of a class-conditional run: all classes in turn, or the classes of the reference",
+    "generation of a class-conditional run: all classes in turn, or the classes of the reference"
+    " [balanced]; of a text-conditional run always the captions of the reference",
 )
 ACCEPTANCE = flags.DEFINE_list(
     "acceptance", ["1"], "generation: fractions that a classifier accepts, each scored by itself"
@@ -245,10 +246,17 @@ class _Samples:
     def __init__(self, run: EvaluatedRun):
         self.run = run
         self.sampling = run.models.sampling(**SAMPLING.given())
-        classes = run.models.condition.classes
+        condition = run.models.condition
+        classes, captioned = condition.classes, condition.asked_by == "caption"
         self.conditions = run.models.conditions(NUM.value)
-        if LABELS.value == "data" and not classes:
+        if LABELS.value == "data" and not (classes or captioned):
             raise InputError("--labels=data: this run's prior is told no classes; leave it out")
+        if LABELS.value == "balanced" and captioned:
+            raise InputError(
+                "--labels=balanced: this run's prior is told captions, those of the reference;"
+                " leave it out"
+            )
+        self.labels = LABELS.value or ("data" if captioned else "balanced")
         self.rejections = {
             acceptance: SAMPLING.rejection(acceptance, len(classes), self.conditions)
             for acceptance in map(_acceptance, ACCEPTANCE.value)
@@ -265,10 +273,15 @@ class _Samples:
         self.classifier = None
         if len(classes) == 1000:
             self.classifier = SAMPLING.build_classifier()
-        if LABELS.value == "data" and REFERENCE.value not in SPLITS:
-            raise InputError("--labels=data needs a reference with classes: a split of the data")
+        if self.labels == "data" and REFERENCE.value not in SPLITS:
+            told = "a prior that is told captions" if captioned else "--labels=data"
+            what = "captions" if captioned else "classes"
+            raise InputError(f"{told} needs a reference with {what}: a split of the data")
         self.reference = self._reference()
-        if LABELS.value == "data":
+        if captioned:
+            limit = REFERENCE_NUM.value or None
+            self.conditions = run.split_conditions(REFERENCE.value, limit, NUM.value)
+        elif self.labels == "data":
             labels = np.resize(np.asarray(self.reference.labels), NUM.value)
             self.conditions = labels.astype(np.int32)[:, None]
 
@@ -286,8 +299,9 @@ class _Samples:
 
     def evaluate(self, acceptance: float) -> dict[str, Any]:
         """The entry of an acceptance rate."""
-        classes = self.run.models.condition.classes
-        extra: dict[str, Any] = {"labels": LABELS.value} if classes else {}
+        condition = self.run.models.condition
+        told = condition.classes or condition.asked_by == "caption"
+        extra: dict[str, Any] = {"labels": self.labels} if told else {}
         if self.rejections[acceptance] or self.classifier:
             classifier = SAMPLING.build_classifier()
             extra["classifier"] = {

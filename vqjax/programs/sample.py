@@ -1,6 +1,7 @@
 """Samples images from a finished run, or edits an image with it.
 
 python sample.py --workdir=runs/openmoji [--num_images=64 --temperature=0.9 --label=3 ...]
+python sample.py --workdir=runs/captioned --caption="red heart"
 python sample.py --workdir=... --edit=inpaint --image=a.png --mask=hole.png
 python sample.py --workdir=... --edit=outpaint --image=a.png --left=128 --right=128
 python sample.py --workdir=... --edit=replace --image=a.png --box=32,32,96,96 --label=cat
@@ -30,8 +31,14 @@ SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other images")
 LABEL = flags.DEFINE_string(
     "label",
     "",
-    "What is to be seen, for conditional runs: a class, by name or number [all in turn; an edit:"
-    " none]",
+    "What is to be seen, for class-conditional runs: a class, by name or number [all in turn; an"
+    " edit: none]",
+)
+CAPTION = flags.DEFINE_string(
+    "caption",
+    None,
+    "What is to be seen, for text-conditional runs [some captions of the training set in turn; an"
+    " edit: none]",
 )
 DECODER = decoder_flag.define()
 SAMPLING = sampling_flags.define()
@@ -49,7 +56,7 @@ BOX = flags.DEFINE_list("box", None, "replace: x0,y0,x1,y1 in pixels")
 COMPOSITE = flags.DEFINE_bool("composite", True, "Keep the image's own pixels outside the hole")
 EDITS = {"inpaint": ("mask",), "outpaint": tuple(SIDES), "replace": ("box",)}
 RECORDED = (
-    *("seed", "label", "acceptance", "classifier", "classifier_weights", "score"),
+    *("seed", "label", "caption", "acceptance", "classifier", "classifier_weights", "score"),
     *("edit", "image", "composite"),
 )
 flags.mark_flag_as_required("workdir")
@@ -82,6 +89,9 @@ def main() -> None:
     _write_grid(shown, 8, out / "grid.png")
     if edit:
         _write_grid([edit.canvas, editing.show_hole(edit), *shown[:8]], 10, out / "strip.png")
+    if run.condition.asked_by == "caption":
+        told = (f"{i:05d}.png\t{run.condition.describe(ids)}\n" for i, ids in enumerate(conditions))
+        write_whole(out / "captions.tsv", "".join(told))
     used = dataclasses.asdict(sampling.sampler) | dataclasses.asdict(sampling.generation)
     used["decoder"] = run.tokenizer_stage
     used |= {
@@ -114,19 +124,28 @@ def _edit(run: Run) -> editing.Edit | None:
         return editing.outpaint(run.tokenizer, image, **sides)
     if not run.condition.length:
         raise InputError("--edit=replace is for conditional runs: use --edit=inpaint instead")
-    if not LABEL.value:
-        raise InputError("--edit=replace needs --label: what is to be in the box")
+    if not _asked():
+        asked_by = run.condition.asked_by
+        raise InputError(f"--edit=replace needs --{asked_by}: what is to be in the box")
     return editing.replace(run.tokenizer, image, command_line.read_box(BOX.value or ()))
 
 
 def _conditions(run: Run, count: int, edit: editing.Edit | None) -> np.ndarray:
     """A condition for every image: the one asked for, or all in turn; for an edit, or none."""
-    label = LABEL.value or None
+    asked = _asked()
+    if len(asked) > 1:
+        raise InputError("--label and --caption: a run is told one of the two, so give one")
     try:
-        return run.edit_conditions(count, label) if edit else run.conditions(count, label)
+        return run.edit_conditions(count, **asked) if edit else run.conditions(count, **asked)
     except InputError as e:
-        flag = "--label=" if label else f"--edit={EDIT.value}: "
+        flag = f"--{next(iter(asked))}=" if asked else f"--edit={EDIT.value}: "
         raise InputError(f"{flag}{e}") from None
+
+
+def _asked() -> dict[str, str]:
+    """The flag that says what is to be seen; an empty label asks for nothing."""
+    given = {"label": LABEL.value or None, "caption": CAPTION.value}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _write_grid(images: list[np.ndarray], columns: int, file: epath.Path) -> None:

@@ -22,6 +22,7 @@ from vqjax.parallel import to_host
 from vqjax.pixels import to_float
 from vqjax.priors.base import init_prior
 from vqjax.random_keys import random_key, split_by_name
+from vqjax.registry import named_in
 from vqjax.runs.build import (
     build_sampling,
     build_stage_prior,
@@ -82,7 +83,13 @@ class PriorStage(Stage):
         return load_tokenizer(self.run_config, self.workdir, self.name, self.tokenizer, mesh)[0]
 
     def check_data(self, data: TrainingData) -> None:
-        """Looks at the tokens that are to be trained on; at their tokenizer's weights later."""
+        """Looks at the tokens that are to be trained on; at their tokenizer's weights later.
+
+        And at what is told of held-out images: that of training images is looked at as the
+        condition is made.
+        """
+        with named_in("condition"):
+            self.condition.check(data.validation)
         if self.tokens_from.tokens:
             open_tokens(self.run_config, self.name, data.train)
 

@@ -146,7 +146,7 @@ def test_captions_that_are_too_long_are_refused_or_cut():
     ids = cut.encode({"captions": (long,)})
     np.testing.assert_array_equal(ids, naive_ids(long, cut.merges)[:5])
     # What a user types is never cut, and a caption of other data is only where that was asked for.
-    with pytest.raises(InputError, match=rf"^{long}: .* has {tokens} tokens, and 5 fit into this"):
+    with pytest.raises(InputError, match=rf"^'{long}': .* has {tokens} tokens, and 5 fit"):
         cut.parse(long)
     fits = built(length=5)
     with pytest.raises(InputError, match="tokens, and 5 fit into this run's condition: leave word"):
@@ -157,7 +157,7 @@ def test_captions_that_are_too_long_are_refused_or_cut():
 
 
 def test_a_long_text_is_shortened_in_messages():
-    with pytest.raises(InputError, match=r"^(x y ){14}x\.\.\.: this caption has 400 tokens"):
+    with pytest.raises(InputError, match=r"^'(x y ){14}x\.\.\.': this caption has 400 tokens"):
         CONDITION.parse("x y " * 100)
 
 
