@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vqjax.conditions import CaptionCondition
 from vqjax.data import DataSettings
 from vqjax.data.token_sets import TokenSettings
 from vqjax.errors import InputError, did_you_mean
@@ -63,7 +64,7 @@ def get_config() -> ConfigDict:
 
     config.data = defaults_of(DataSettings)
     config.data.source = ConfigDict({"name": "openmoji"})
-    # What the prior is told of an image: "none" or "class".
+    # What the prior is told of an image: "none", "class", or a caption (`caption_condition`).
     config.condition = ConfigDict({"name": "none"})
 
     # Devices along each axis; -1 takes all that are left. Batches are split over data x fsdp,
@@ -114,6 +115,13 @@ def sampling(name: str) -> ConfigDict:
     """The defaults of drawing images from a prior of this name."""
     config = defaults_of(SAMPLERS[name].settings)
     config.update(defaults_of(GenerationSettings))
+    return config
+
+
+def caption_condition() -> ConfigDict:
+    """The defaults of telling the prior a caption of each image."""
+    config = defaults_of(CaptionCondition)
+    config.name = CaptionCondition.name
     return config
 
 

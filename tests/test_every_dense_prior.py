@@ -1,10 +1,12 @@
-"""Every prior of dense tokens, with a class and without: its losses, and its sampler."""
+"""Every prior of dense tokens, with a caption, a class, or nothing: its losses, and its sampler."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from captioned import Captioned
 
+from vqjax.conditions import CaptionCondition, ClassCondition, NoCondition
 from vqjax.priors import PRIORS, build_prior
 from vqjax.priors.base import init_prior
 from vqjax.random_keys import split_by_name
@@ -16,17 +18,27 @@ CELLS = GRID[0] * GRID[1]
 # What makes them small, beside width and depth.
 FIELDS = {"multigrained": {"embed_dim": 4, "block_size": 2, "halo": 1}}
 DENSE = sorted(name for name, cls in PRIORS.items() if cls.token_kind == "dense")
+# What is told of two images; captions of several lengths.
+CONDITIONS = {
+    "none": NoCondition(),
+    "class": ClassCondition(("cat", "dog")),
+    "caption": CaptionCondition.of(Captioned((("a red heart",), ("red",))), length=20),
+}
 
 
-@pytest.mark.parametrize("num_ids", [0, 3])
+@pytest.mark.parametrize("told", CONDITIONS)
 @pytest.mark.parametrize("name", DENSE)
-def test_loss_held_out_and_sample(name, num_ids):
+def test_loss_held_out_and_sample(name, told):
     fields = {"dim": 8, "num_layers": 1, "num_heads": 2, **FIELDS.get(name, {})}
+    # Captions with classifier-free guidance.
+    guidance = {"guidance": 2.0} if told == "caption" else {}
+    fields |= {"condition_dropout": 0.5} if guidance else {}
+    num_ids = CONDITIONS[told].num_ids
     prior = build_prior("prior.model", {"name": name, **fields}, CODES, GRID, num_ids)
     sampler = SAMPLERS[name]
     rng = np.random.default_rng(0)
     codes = jax.device_put(rng.integers(0, CODES, (IMAGES, CELLS)).astype(np.int32))
-    condition = jnp.ones((IMAGES, 1 if num_ids else 0), jnp.int32)
+    condition = jax.device_put(CONDITIONS[told].in_turn(IMAGES))
     # Of the cells of each image every second one.
     known = Tokens.dense(codes.reshape(IMAGES, *GRID))
     places = jnp.where(known.positions % 2 == 0, known.positions, CELLS)
@@ -39,7 +51,7 @@ def test_loss_held_out_and_sample(name, num_ids):
         loss = prior.apply(variables, tokens, condition, True, method="loss", rngs=keys)
         call = variables, tokens, condition, jnp.array([True, False]), key
         held_out = prior.apply(*call, method="held_out")
-        call = prior, variables, key, condition, known, sampler.settings(), GRID
+        call = prior, variables, key, condition, known, sampler.settings(**guidance), GRID
         return loss, held_out, sampler.sample(*call)
 
     (loss, number, _), held_out, drawn = run(jax.random.key(0))

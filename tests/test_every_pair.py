@@ -1,5 +1,7 @@
 """Every tokenizer with every prior that takes its tokens, with a class and without, through a run.
 
+And every dense prior with captions, on one tokenizer.
+
 The pairs are those of the registries: a new model is among them at once, in the smallest size that
 the fields below give it.
 """
@@ -21,6 +23,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from vqjax.data import build_source
+from vqjax.errors import InputError
 from vqjax.generation.run import Run
 from vqjax.priors import PRIORS
 from vqjax.runs.build import build_condition, check_config, data_settings
@@ -120,6 +123,12 @@ def trained_tokenizer(name):
     with filelock.FileLock(folder / "lock"):
         if not images.exists():
             tiny.write_images(images)
+            # Two of each image.
+            names = sorted(file.relative_to(images) for file in images.rglob("*.png"))
+            lines = [
+                f"{name}\t{how} {name.parent.name}" for name in names for how in ("red", "new")
+            ]
+            (images / "captions.tsv").write_text("\n".join(lines))
     with filelock.FileLock(folder / f"{name}.lock"):
         if not done.exists():
             train(config_of(images, name), "tokenizer", workdir)
@@ -174,3 +183,31 @@ def test_a_pair_is_trained_evaluated_and_sampled(tokenizer, prior, condition, tm
     assert drawn.shape == (2, SIDE, SIDE, 3) and drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn, run.sample(2, seed=1, **label))
     assert run.steps == {"tokenizer": 1, "prior": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", DENSE_PRIORS)
+def test_a_prior_is_trained_evaluated_and_guided_by_captions(prior, tmp_path):
+    images, source = trained_tokenizer("vqgan")
+    config = config_of(images, "vqgan", prior)
+    config.data.source.captions = "captions.tsv"
+    config.condition = ConfigDict({"name": "caption", "length": 6})
+    config.prior.model.condition_dropout = 0.5
+    config.sampling.guidance = 2.0
+    config.tokenizer.use_from = str(source)
+    check_config(config)
+    train(config, "prior", tmp_path)
+    found = metrics_of(tmp_path, "prior")
+    assert 0 < found["train/loss"] < 2 * np.log(CODES)
+    validation = [value for key, value in found.items() if key.startswith("validation/")]
+    assert validation and np.all(np.isfinite(validation))
+
+    run = Run(tmp_path, tiny.one_device())
+    table = run.prior_variables["params"]["condition_embedding"]["position"]
+    assert table.shape[0] == run.condition.length == 6
+    drawn = run.sample(2, caption="Red discs", seed=1)
+    assert drawn.shape == (2, SIDE, SIDE, 3) and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn, run.sample(2, caption="red  discs", seed=1))
+    for wrong in ({"label": "discs"}, {"label": 1}):
+        with pytest.raises(InputError, match="this run is told a caption, not a label: give --cap"):
+            run.sample(2, **wrong)

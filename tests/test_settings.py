@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
+from vqjax.conditions import CaptionCondition
 from vqjax.discriminators import DISCRIMINATORS
 from vqjax.errors import FieldError, InputError
 from vqjax.priors import PRIORS
@@ -162,7 +163,13 @@ def test_the_table_has_a_row_for_every_setting():
 
 
 @pytest.mark.parametrize(
-    "cls", [GenerationSettings, KMeansSettings, *(s.settings for s in SAMPLERS.values())]
+    "cls",
+    [
+        CaptionCondition,
+        GenerationSettings,
+        KMeansSettings,
+        *(s.settings for s in SAMPLERS.values()),
+    ],
 )
 def test_the_guide_has_the_table_of_the_settings(cls):
     """So that it cannot say anything else than the code; paste `settings_table(cls)` if it does."""
