@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
-from vqjax.conditions import ClassCondition, NoCondition
+from vqjax.conditions import CaptionCondition, ClassCondition, NoCondition
 from vqjax.errors import InputError
 from vqjax.parallel import make_mesh
 from vqjax.runs.build import check_config
@@ -41,6 +41,10 @@ ARGUMENTS = {
     "lsun_seqgan": ["", "set=cat,prior=ar", "set=bedroom"],
     "folder_seqgan": ["", "res=256,f=16,size=base,prior=nar"],
     "openmoji_seqgan": ["", "res=64,f=8,prior=nar"],
+    "ffhq_mqvae": ["", "f=16,mask=random,size=base", "f=32,mask=none"],
+    "imagenet_mqvae": ["f=16,mask=none,demask=self_attention"],
+    "coco_mqvae": ["size=base"],
+    "openmoji_mqvae": ["", "mask_ratio=0.5,demask=direction_constrained", "mask=none"],
 }
 
 
@@ -49,9 +53,12 @@ def load(name, arg=""):
 
 
 def build_stage(config, name, workdir, classes):
-    condition = ClassCondition(tuple(map(str, range(classes))))
-    if config.condition.name == "none":
-        condition = NoCondition()
+    conditions = {
+        "none": NoCondition(),
+        "class": ClassCondition(tuple(map(str, range(classes)))),
+        "caption": CaptionCondition(config.condition.get("length", 64)),
+    }
+    condition = conditions[config.condition.name]
     return build_kind(config, name, epath.Path(workdir), condition)
 
 
@@ -280,6 +287,43 @@ def test_ablations_of_seqgan(tmp_path):
     assert load("imagenet_seqgan").tokenizer.batch_size == 256
     with pytest.raises(InputError, match=r"semantic_ratio=1.5: a number in \[0, 1\]"):
         build_stage(load("imagenet_seqgan", "alpha=1.5"), "tokenizer", tmp_path, 1000)
+
+
+@pytest.mark.parametrize(
+    ("arg", "tokenizer", "prior"),
+    [
+        ("", 35.2, 307.3),
+        ("size=base", 35.2, 609.6),
+        ("f=16", 112.6, 305.1),
+        ("f=16,size=base,mask_ratio=0", 112.6, 607.4),
+    ],
+)
+def test_parameters_of_mqvae(arg, tokenizer, prior, tmp_path):
+    """Paper 002, section 4.1: Stackformer has 307 and 607 million."""
+    config = load("ffhq_mqvae", arg)
+    stages = [build_stage(config, stage, tmp_path, 0) for stage in ("tokenizer", "prior")]
+    counted = [round(parameters(stage) / 1e6, 1) for stage in stages]
+    assert counted == [tokenizer, prior]
+    assert prior == pytest.approx(607 if "base" in arg else 307, rel=0.01)
+    said = importlib.import_module("configs.ffhq_mqvae").__doc__
+    assert f" {tokenizer} at f = " in said and f" {prior}" in said
+
+
+@pytest.mark.parametrize(
+    ("arg", "mask", "demask", "tokens"),
+    [
+        ("", "adaptive", "mask_updating", 768),
+        ("f=16,mask_ratio=0.75,mask=random", "random", "mask_updating", 64),
+        ("f=16,mask=none", "none", "none", 256),
+        ("f=16,mask=none,demask=self_attention", "none", "self_attention", 256),
+        ("f=32,mask=none", "none", "none", 64),
+        ("f=16,mask_ratio=0.5,demask=none", "adaptive", "none", 128),
+    ],
+)
+def test_rows_of_tables_6_and_7(arg, mask, demask, tokens, tmp_path):
+    model = build_stage(load("ffhq_mqvae", arg), "tokenizer", tmp_path, 0).model
+    assert (model.mask, model.demask) == (mask, demask)
+    assert model.num_tokens(model.grid(256, 256)) == tokens
 
 
 def test_ablations_of_the_sampler():

@@ -81,7 +81,9 @@ class StackformerPrior(TransformerPrior):
         codes = self.num_codes if self.num_ids else self.num_codes + 1
         self.code_embedding = Embed(codes, self.dim, dtype=self.dtype, embedding_init=INITIALIZER)
         if self.num_ids:
-            self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
+            self.condition_embedding = ConditionEmbedding(
+                self.num_ids, self.dim, self.dtype, positions=False
+            )
         self.position = CellEmbedding(self.grid, self.dim)
         self.sos_position = self.param("sos_position", INITIALIZER, (self.dim,))
         self.sequence_position = SequenceEmbedding(self.dim)
