@@ -41,8 +41,8 @@ Arguments, as in `--config=...:f=16,mask_ratio=0.5`:
     size        layers of Stackformer: small has 18 and 6, base 36 and 12 (small)
 
 Millions of parameters, ours and the paper's: Stackformer 305.1 at f = 16 and 307.3 at f = 8 (307),
-base 607.4 and 609.6 (607). The tokenizer has 112.6 at f = 16 and 35.2 at f = 8; the paper's 44.4
-fits neither, and its authors' code counts 36.9 at f = 8.
+base 607.4 and 609.6 (607). The tokenizer has 112.6 at f = 16 and 35.2 at f = 8, its codes among
+them; the paper's 44.4 fits neither, and its authors' code counts 36.9 at f = 8.
 
 Data: a folder of the 70,000 images at that resolution or a larger one, named so that they sort
 (00000.png ...): the first 60,000 train, the last 10,000 validate.
