@@ -32,7 +32,7 @@ size=small, and the codes in use.
 
 Arguments, as in `--config=...:f=16,mask_ratio=0.5`:
 
-    f           downsampling factor, 8, 16 or 32 (8)
+    f           downsampling factor, 4, 8, 16 or 32 (8)
     mask_ratio  cells of the latent map without a code (0.25)
     mask        which these are: adaptive, the least important; random; or none, which is a VQGAN
                 (adaptive)
@@ -54,8 +54,6 @@ from ml_collections import ConfigDict
 
 from configs import common, mqvae
 
-TRAINING = mqvae.Training(steps=250_000, batch=32, prior_steps=200_000, prior_batch=64)
-
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config, by arguments "key=value,...".
@@ -63,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    config = mqvae.mqvae(common.parse_arg(arg, **mqvae.ARGUMENTS), TRAINING)
+    config = mqvae.mqvae(common.parse_arg(arg, **mqvae.ARGUMENTS), mqvae.FFHQ)
     config.data.source = common.sorted_folder(60_000, 70_000)
     config.data.crop = "center"
     return config

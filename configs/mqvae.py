@@ -18,8 +18,10 @@ ARGUMENTS = {
     "demask": "",
     "size": "small",
 }
+# Those where the models may be tiny, which is for a CPU.
+TINY_ARGUMENTS = ARGUMENTS | {"f": 4, "size": "tiny", "res": 32}
 # Widths of the levels over the first one's, by the downsampling factor.
-MULTIPLIERS = {8: (1, 1, 2, 2), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
+MULTIPLIERS = {4: (1, 2, 2), 8: (1, 1, 2, 2), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
 # Layers of the Code- and of the Position-Transformer (section 4.1).
 SIZES = {"small": (18, 6), "base": (36, 12)}
 
@@ -39,6 +41,10 @@ class Training:
     batch: int
     prior_steps: int
     prior_batch: int
+
+
+# What folders of other images are trained with, too.
+FFHQ = Training(steps=250_000, batch=32, prior_steps=200_000, prior_batch=64)
 
 
 def mqvae(args: ConfigDict, training: Training) -> ConfigDict:
@@ -132,25 +138,35 @@ def mqvae(args: ConfigDict, training: Training) -> ConfigDict:
     return config
 
 
-def small(args: ConfigDict) -> ConfigDict:
-    """The system at a size that a CPU trains in minutes, of images of 32x32 and f = 4.
+def any_size(arg: str) -> ConfigDict:
+    """The system at any resolution, and at a size that a CPU trains in minutes.
 
     Args:
-        args: values of `ARGUMENTS` but f and size.
-    """
-    full = args.copy_and_resolve_references()
-    full.f, full.size = 8, "small"
-    config = mqvae(full, Training(steps=400, batch=16, prior_steps=450, prior_batch=32))
-    config.data.resolution = 32
-    config.data.workers = 0
+        arg: "key=value,..." of `TINY_ARGUMENTS`.
 
+    Raises:
+        InputError: unknown argument or value.
+    """
+    args = common.parse_arg(arg, **TINY_ARGUMENTS)
+    common.one_of("size", args.size, {"tiny": None, **SIZES})
+    full = args.copy_and_resolve_references()
+    full.size = "small" if args.size == "tiny" else args.size
+    config = mqvae(full, FFHQ)
+    config.data.resolution = args.res
+    if args.size == "tiny":
+        _shrink(config)
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Makes the models of a config small and their training short."""
+    config.data.workers = 0
     tokenizer = config.tokenizer
+    tokenizer.batch_size, tokenizer.steps = 16, 400
     tokenizer.model.update(
         {
             "width": 32,
-            "multipliers": (1, 2, 2),
             "num_res_blocks": 1,
-            "attention_factors": (4,),
             "latent_width": 64,
             "demask_blocks": 4,
             "dtype": "float32",
@@ -173,6 +189,7 @@ def small(args: ConfigDict) -> ConfigDict:
     tokenizer.frechet.images = 0
 
     prior = config.prior
+    prior.batch_size, prior.steps = 32, 450
     prior.model.update(
         {
             "dim": 128,
@@ -191,4 +208,3 @@ def small(args: ConfigDict) -> ConfigDict:
     for stage in (tokenizer, prior):
         stage.eval_every = stage.steps // 2
         stage.checkpoint_every = stage.steps // 4
-    return config

@@ -4,9 +4,8 @@ r"""MQ-VAE and Stackformer on OpenMoji, by their names: both stages in minutes o
     python sample.py --workdir=runs/mqvae --caption="red heart"
     python -m vqjax visualize --workdir=runs/mqvae --what=importance
 
-As `coco_mqvae.py`, only smaller, at 32x32 pixels. It stands for no table of paper 002; what it
-reaches is in docs/performance.md. Arguments, as in `--config=...:mask_ratio=0.5`: `mask_ratio`,
-`mask` and `demask` of `ffhq_mqvae.py`.
+As `coco_mqvae.py`, only smaller. It stands for no table of paper 002; what it reaches is in
+docs/performance.md. Arguments, as in `--config=...:mask_ratio=0.5`: those of `folder_mqvae.py`.
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         InputError: unknown argument or value.
     """
-    given = {k: v for k, v in mqvae.ARGUMENTS.items() if k not in ("f", "size")}
-    config = mqvae.small(common.parse_arg(arg, **given))
+    config = mqvae.any_size(arg)
     config.data.source = ConfigDict({"name": "openmoji", "cache_dir": ""})
     config.data.crop = "center"
     config.condition = common.caption_condition()

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "ffhq_mqvae": ["", "f=16,mask=random,size=base", "f=32,mask=none"],
     "imagenet_mqvae": ["f=16,mask=none,demask=self_attention"],
     "coco_mqvae": ["size=base"],
+    "folder_mqvae": ["", "res=256,f=16,size=base,mask_ratio=0.5"],
     "openmoji_mqvae": ["", "mask_ratio=0.5,demask=direction_constrained", "mask=none"],
 }
 
