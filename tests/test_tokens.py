@@ -61,3 +61,13 @@ def test_no_tokens_leave_every_cell_missing():
     assert tokens.codes.shape == tokens.positions.shape == (2, 12) and tokens.grid == (3, 4)
     np.testing.assert_array_equal(scattered(tokens, 7), np.full((2, 12), 7))
     assert not tokens.present.any() and Tokens.dense(tokens.code_map).present.all()
+
+
+def test_raster_order_sorts_each_image_and_puts_tokens_of_no_cell_last():
+    codes = np.array([[7, 8, 9, 6], [5, 4, 3, 2]], np.int32)
+    positions = np.array([[11, 0, 12, 4], [1, 2, 3, 9]], np.int32)
+    tokens = Tokens(*jax.device_put((codes, positions)), (3, 4))
+    ordered = jax.jit(Tokens.in_raster_order)(tokens)
+    assert ordered.grid == (3, 4)
+    np.testing.assert_array_equal(ordered.codes, [[8, 6, 7, 9], [5, 4, 3, 2]])
+    np.testing.assert_array_equal(ordered.positions, [[0, 4, 11, 12], [1, 2, 3, 9]])

@@ -233,7 +233,7 @@ class StackformerPrior(TransformerPrior):
     def loss(
         self, tokens: Tokens, condition: Int[Array, "b c"], train: bool
     ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Cross-entropy of every code and of every position.
+        """Cross-entropy of every code and of every position, as if no cell were taken yet.
 
         Args:
             tokens: in any order; the model has them in raster order.
