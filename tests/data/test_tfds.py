@@ -12,8 +12,9 @@ import tensorflow_datasets
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vqjax.conditions import CaptionCondition
 from vqjax.data import build_source
-from vqjax.errors import InputError
+from vqjax.errors import FieldError, InputError
 
 
 class TinyPhotos(tensorflow_datasets.core.GeneratorBasedBuilder):
@@ -138,6 +139,16 @@ def test_examples_of_both_splits(data_dir):
 def test_captions_of_every_form_are_kept(data_dir, dataset, captions):
     example = source(data_dir, dataset=dataset)[0]
     assert (example["captions"], example["label"]) == (captions, 0)
+
+
+def test_a_prior_is_told_any_of_the_captions(data_dir):
+    data = source(data_dir)
+    condition = CaptionCondition.of(data)
+    drawn = [condition.encode(data[0], np.random.default_rng(seed)) for seed in range(20)]
+    assert {condition.describe(ids) for ids in drawn} == set(data.captions_of(0))
+    untold = source(data_dir, dataset="untold")
+    with pytest.raises(FieldError, match=r"name='caption': untold:train\[0\] has no caption"):
+        CaptionCondition.of(untold)
 
 
 def test_slice_of_a_split_and_pickling(data_dir):

@@ -39,7 +39,8 @@ class AutoregressivePrior(DensePrior):
     ) -> tuple[Float[Array, "b f dim"], Bool[Array, "b f"]]:
         """The condition, or else what says that the image begins; and which of it may be seen."""
         if self.num_ids:
-            return _padding_first(*super().front(condition))
+            x, visible = super().front(condition)
+            return _padding_first(x, visible) if x.shape[1] > 1 else (x, visible)
         shape = (len(condition), 1)
         start = jnp.broadcast_to(self.start, (*shape, self.dim)).astype(self.dtype)
         return start, jnp.ones(shape, bool)
