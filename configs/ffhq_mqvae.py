@@ -34,8 +34,8 @@ Arguments, as in `--config=...:f=16,mask_ratio=0.5`:
 
     f           downsampling factor, 4, 8, 16 or 32 (8)
     mask_ratio  cells of the latent map without a code (0.25)
-    mask        which these are: adaptive, the least important; random; or none, which is a VQGAN
-                (adaptive)
+    mask        which these are: adaptive, the least important; random; or none, which is a VQGAN,
+                with an autoregressive transformer of the same size (adaptive)
     demask      attention of the module that fills them in: none, self_attention,
                 direction_constrained, mask_updating (mask_updating; of mask=none: none)
     size        layers of Stackformer: small has 18 and 6, base 36 and 12 (small)

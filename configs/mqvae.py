@@ -5,6 +5,7 @@ what else the paper doesn't say. What the authors' published code says is taken 
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -105,14 +106,14 @@ def mqvae(args: ConfigDict, training: Training) -> ConfigDict:
     # Of few images: to see a run go wrong, and to choose a checkpoint.
     tokenizer.frechet.images = 2_048
 
-    prior = config.prior = common.prior_stage("stackformer")
-    layers, position_layers = common.one_of("size", args.size, SIZES)
+    # A code for every cell leaves no position to predict: VQGAN's transformer, of the same size.
+    name = "autoregressive" if args.mask == "none" else "stackformer"
+    prior = config.prior = common.prior_stage(name)
+    prior.model.update(_depth(name, *common.one_of("size", args.size, SIZES)))
     prior.model.update(
         {
             "condition_dropout": 0.0,
             "dim": 1024,
-            "num_layers": layers,
-            "num_position_layers": position_layers,
             "num_heads": 16,
             "dropout": 0.1,
             "label_smoothing": 0.0,
@@ -134,8 +135,15 @@ def mqvae(args: ConfigDict, training: Training) -> ConfigDict:
     prior.best_metric = "nats_per_token"
     prior.use = "best"
     prior.frechet.images = 2_048
-    config.sampling = common.sampling("stackformer")
+    config.sampling = common.sampling(name)
     return config
+
+
+def _depth(name: str, layers: int, position_layers: int) -> dict[str, Any]:
+    """The fields of a prior that say how deep it is."""
+    if name == "stackformer":
+        return {"num_layers": layers, "num_position_layers": position_layers}
+    return {"num_layers": layers + position_layers, "norm": "pre"}
 
 
 def any_size(arg: str) -> ConfigDict:
@@ -190,11 +198,10 @@ def _shrink(config: ConfigDict) -> None:
 
     prior = config.prior
     prior.batch_size, prior.steps = 32, 450
+    prior.model.update(_depth(prior.model.name, 3, 1))
     prior.model.update(
         {
             "dim": 128,
-            "num_layers": 3,
-            "num_position_layers": 1,
             "num_heads": 4,
             # Few layers are soon compiled, and a step is a tenth faster without.
             "scan": False,
