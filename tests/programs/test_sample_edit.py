@@ -153,6 +153,8 @@ INPAINT = ["--edit=inpaint", "--image=@image.png", "--mask=@mask.png", "--label=
         ([*INPAINT, "--box=0,0,4,4"], "--box goes with --edit=replace, and with nothing else"),
         ([*INPAINT, "--top=4"], "--top goes with --edit=outpaint, and with nothing else"),
         ([*INPAINT, "--label=3"], "--label=3: give a number from 0 to 2"),
+        (["--caption=red"], "--caption=red: this run is told a label, not a caption: give --label"),
+        (["--caption=", "--label=1"], "--label and --caption: a run is told one of the two"),
         ([*INPAINT, "--label="], "trained without condition_dropout, so editing needs --label"),
         (["--edit=inpaint", "--image=@image.png"], "needs --image and --mask"),
         (["--edit=inpaint", "--mask=@mask.png"], "needs --image and --mask"),
