@@ -28,14 +28,14 @@ def test_whole_conditions_are_dropped_at_the_rate():
 
 
 def test_every_id_but_padding_has_a_row_that_is_seen():
-    module = ConditionEmbedding(IDS, 4, positions=False)
-    condition = np.array([[0, NULL, PADDING]], np.int32)
+    module = ConditionEmbedding(IDS, 4)
+    condition = np.array([[0], [NULL], [PADDING]], np.int32)
     run = jax.jit(lambda key, ids: module.init_with_output(key, ids))
     (embedded, visible), variables = run(jax.random.key(0), condition)
     table = np.asarray(variables["params"]["ids"]["embedding"])
     assert table.shape == (IDS + 2, 4)
     np.testing.assert_array_equal(embedded, table[condition])
-    np.testing.assert_array_equal(visible, [[True, True, False]])
+    np.testing.assert_array_equal(visible, [[True], [True], [False]])
 
 
 def test_longer_conditions_have_positions_and_a_single_id_has_none():
@@ -49,6 +49,4 @@ def test_longer_conditions_have_positions_and_a_single_id_has_none():
     expected = np.float64(table["embedding"])[condition] + np.float64(position)
     np.testing.assert_allclose(embedded, expected, rtol=1e-6)
     _, of_a_class = run(ConditionEmbedding(IDS, 4), condition[:, :1])
-    _, of_positions_elsewhere = run(ConditionEmbedding(IDS, 4, positions=False), condition)
-    for left in (of_a_class, of_positions_elsewhere):
-        assert list(left["params"]) == ["ids"]
+    assert list(of_a_class["params"]) == ["ids"]

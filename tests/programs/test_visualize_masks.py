@@ -3,7 +3,8 @@
 import functools
 import re
 
-import jax
+import command_runs
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -26,9 +27,12 @@ def variables_of(model):
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """Makes runs of untrained tokenizers with a mask, and without a prior."""
-    monkeypatch.setattr(
-        Run, "tokenizer_variables", property(lambda run: variables_of(run.tokenizer))
-    )
+
+    def untrained(run):
+        run.steps["tokenizer"] = 0
+        return variables_of(run.tokenizer)
+
+    monkeypatch.setattr(Run, "tokenizer_variables", property(untrained))
 
     def make(name, **fields):
         config = tiny.finished_run().config.copy_and_resolve_references()
@@ -65,7 +69,7 @@ def test_what_is_kept_is_seen_and_the_rest_is_grey(make, capsys):
         # The highest score is red, the lowest blue.
         scores = run.tokenizer.apply(
             run.tokenizer_variables,
-            jax.numpy.asarray(images / 127.5 - 1, "float32"),
+            jnp.asarray(images / 127.5 - 1, jnp.float32),
             method="scores",
         )
         scores = np.asarray(scores).reshape(3, 16)
@@ -85,6 +89,18 @@ def test_codes_of_each_run_lie_in_a_row(make, monkeypatch, visualize):
     assert list(drawn[0]) == ["one", "plain"]
     assert {vectors.shape for vectors in drawn[0].values()} == {(32, 8)}
     assert (one / "codebooks.png").read_bytes() == b"png"
+
+
+def test_a_report_shows_what_is_kept(make):
+    """Two pictures more for each image, where there is an adaptive mask."""
+    for name, fields, pictures in (("one", {}, 4), ("any", {"mask": "random"}, 2)):
+        workdir = make(name, **fields)
+        assert command_runs.call("report", f"--workdir={workdir}", "--reconstructions=3") == 0
+        page = (workdir / "report.html").read_text()
+        section = page[page.index('<section id="reconstructions"') :]
+        section = section[: section.index("</section>")]
+        assert [figure.count("<img") for figure in section.split("<figure>")[1:]] == [pictures] * 3
+        assert ("what the tokenizer holds to be important" in section) == (pictures == 4)
 
 
 def test_tokenizers_that_score_nothing(make, capsys):

@@ -36,13 +36,18 @@ class Importance:
     psnr: float
 
 
+def is_adaptive(run: Run) -> bool:
+    """True if the tokenizer of a run scores regions."""
+    return isinstance(run.tokenizer, MQVAE) and run.tokenizer.mask == "adaptive"
+
+
 def check_adaptive(run: Run) -> None:
     """Checks that the tokenizer of a run scores regions.
 
     Raises:
         InputError: it does not.
     """
-    if not (isinstance(run.tokenizer, MQVAE) and run.tokenizer.mask == "adaptive"):
+    if not is_adaptive(run):
         raise InputError(
             f"{run.workdir} has a tokenizer without an adaptive mask, which alone scores the"
             " regions of an image: name runs of an mqvae with mask=adaptive"

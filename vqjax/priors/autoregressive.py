@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqjax.losses.cross_entropy import cross_entropy
 from vqjax.nn.transformer import INITIALIZER, Cache
 from vqjax.priors.base import Sums
+from vqjax.priors.condition import padding_first
 from vqjax.priors.dense import DensePrior
 from vqjax.priors.transformer import seen_before
 from vqjax.tokens import Tokens
@@ -40,7 +41,7 @@ class AutoregressivePrior(DensePrior):
         """The condition, or else what says that the image begins; and which of it may be seen."""
         if self.num_ids:
             x, visible = super().front(condition)
-            return _padding_first(x, visible) if x.shape[1] > 1 else (x, visible)
+            return padding_first(x, visible)
         shape = (len(condition), 1)
         start = jnp.broadcast_to(self.start, (*shape, self.dim)).astype(self.dtype)
         return start, jnp.ones(shape, bool)
@@ -152,13 +153,3 @@ class AutoregressivePrior(DensePrior):
         logits = self(codes, condition, train)
         nats = cross_entropy(logits, codes, self.label_smoothing if train else 0.0)
         return nats, jnp.argmax(logits, axis=-1) == codes
-
-
-def _padding_first(
-    x: Float[Array, "b f dim"], visible: Bool[Array, "b f"]
-) -> tuple[Float[Array, "b f dim"], Bool[Array, "b f"]]:
-    """Vectors in their order, but those behind the visible ones in front of them."""
-    length = x.shape[1]
-    count = jnp.sum(visible, axis=1, keepdims=True)
-    places = (jnp.arange(length) + count) % length
-    return jnp.take_along_axis(x, places[..., None], 1), jnp.take_along_axis(visible, places, 1)

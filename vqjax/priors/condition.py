@@ -31,6 +31,25 @@ def drop_condition(
     return jnp.where(dropped, null_condition(condition, num_ids), condition)
 
 
+def padding_first(
+    x: Float[Array, "b c dim"], visible: Bool[Array, "b c"]
+) -> tuple[Float[Array, "b c dim"], Bool[Array, "b c"]]:
+    """A condition's vectors in their order, but those of padding in front of the others.
+
+    So that the last one, which predicts the first code where codes follow, is never padding.
+
+    Args:
+        x: of `ConditionEmbedding`.
+        visible: which are no padding; these come first.
+    """
+    length = x.shape[1]
+    if length < 2:
+        return x, visible
+    count = jnp.sum(visible, axis=1, keepdims=True)
+    places = (jnp.arange(length) + count) % length
+    return jnp.take_along_axis(x, places[..., None], 1), jnp.take_along_axis(visible, places, 1)
+
+
 class ConditionEmbedding(nn.Module):
     """Embeddings of a condition's ids, with their positions where there is more than one.
 
@@ -38,14 +57,11 @@ class ConditionEmbedding(nn.Module):
         num_ids: size of the condition's vocabulary; the table has two more rows.
         dim: width.
         dtype: compute dtype; parameters are float32.
-        positions: add a learned position to each id of a longer condition; a prior leaves them out
-            that has positions of its own for the whole of its sequence.
     """
 
     num_ids: int
     dim: int
     dtype: str = "float32"
-    positions: bool = True
 
     @nn.compact
     def __call__(
@@ -56,6 +72,6 @@ class ConditionEmbedding(nn.Module):
             self.num_ids + 2, self.dim, embedding_init=INITIALIZER, dtype=self.dtype, name="ids"
         )
         x = table(condition)
-        if self.positions and condition.shape[1] > 1:
+        if condition.shape[1] > 1:
             x = add_parameter(x, self.param("position", INITIALIZER, x.shape[1:]))
         return x, condition != padding_id(self.num_ids)

@@ -16,7 +16,7 @@ from vqjax.nn.linear import Dense, Embed, add_parameter
 from vqjax.nn.positions import CellEmbedding, SequenceEmbedding
 from vqjax.nn.transformer import INITIALIZER, Cache
 from vqjax.priors.base import Sums
-from vqjax.priors.condition import ConditionEmbedding
+from vqjax.priors.condition import ConditionEmbedding, padding_first
 from vqjax.priors.transformer import TransformerPrior, seen_before
 from vqjax.settings import Range, setting
 from vqjax.tokens import Tokens
@@ -81,9 +81,7 @@ class StackformerPrior(TransformerPrior):
         codes = self.num_codes if self.num_ids else self.num_codes + 1
         self.code_embedding = Embed(codes, self.dim, dtype=self.dtype, embedding_init=INITIALIZER)
         if self.num_ids:
-            self.condition_embedding = ConditionEmbedding(
-                self.num_ids, self.dim, self.dtype, positions=False
-            )
+            self.condition_embedding = ConditionEmbedding(self.num_ids, self.dim, self.dtype)
         self.position = CellEmbedding(self.grid, self.dim)
         self.sos_position = self.param("sos_position", INITIALIZER, (self.dim,))
         self.sequence_position = SequenceEmbedding(self.dim)
@@ -207,7 +205,7 @@ class StackformerPrior(TransformerPrior):
     ) -> tuple[Float[Array, "b f dim"], Bool[Array, "b f"]]:
         """What is in front of the codes, and which of it may be seen."""
         if self.num_ids:
-            x, visible = self.condition_embedding(condition)
+            x, visible = padding_first(*self.condition_embedding(condition))
         else:
             x = self.code_embedding(jnp.full((len(condition), 1), self.num_codes))
             visible = jnp.ones(x.shape[:2], bool)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from einops import repeat
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +18,7 @@ from vqjax.generation.predictions import Predictions
 from vqjax.generation.run import Images
 from vqjax.report.charts import COLORS, Series, draw_curves, draw_legend, new_axes, new_row
 from vqjax.report.codebook import principal_components
+from vqjax.report.importance import heat, masked
 
 _DPI = 200
 # Of the titles above the images, in pixels.
@@ -56,31 +56,10 @@ def importance_picture(
     """
     kinds = ("importance", "kept", "reconstruction")
     columns = {
-        name: [_heat(images, run.scores), _masked(images, run.kept), run.reconstructions]
+        name: [heat(images, run.scores), masked(images, run.kept), run.reconstructions]
         for name, run in runs.items()
     }
     return _table(images, kinds, columns)
-
-
-def _heat(images: Images, scores: Float[np.ndarray, "n h w"]) -> Images:
-    """Images in grey under the colours of the scores of their cells."""
-    low, high = (f(scores, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-    scaled = (scores - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
-    colors = matplotlib.colormaps["RdYlBu_r"](scaled)[..., :3]
-    grey = np.mean(images, axis=-1, keepdims=True) / 255
-    return np.round(255 * (0.35 * grey + 0.65 * _enlarged(colors, images))).astype(np.uint8)
-
-
-def _masked(images: Images, kept: Bool[np.ndarray, "n h w"]) -> Images:
-    """Images of which the regions without a code are nearly grey."""
-    part = np.where(_enlarged(kept[..., None], images), 1.0, 0.15)
-    return np.round(part * images + (1 - part) * 190).astype(np.uint8)
-
-
-def _enlarged(cells: Shaped[np.ndarray, "n h w c"], images: Images) -> Shaped[np.ndarray, "..."]:
-    """The values of cells at the pixels of their regions."""
-    factor = images.shape[1] // cells.shape[1]
-    return repeat(cells, "n h w c -> n (h y) (w x) c", y=factor, x=factor)
 
 
 def _table(

@@ -11,10 +11,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from vqjax.generation.codec import decode, encode
+from vqjax.generation.importance import importance, is_adaptive
 from vqjax.generation.run import Images, Run
 from vqjax.losses.pixelwise import psnr
 from vqjax.parallel import batch_sharding, to_host
 from vqjax.pixels import to_float
+from vqjax.report.importance import heat, masked
 from vqjax.samplers.rejection import condition_groups
 
 # Larger images are shrunk to this side: a page of photographs would be a burden to a phone.
@@ -40,11 +42,20 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image, its reconstruction, and a caption."""
+    """An image, its reconstruction, and a caption.
+
+    Attributes:
+        image: held out.
+        reconstruction: of it.
+        caption: below them.
+        importance: where an adaptive mask decides what has a code, the scores of the image's
+            regions, and those that have one.
+    """
 
     image: Picture
     reconstruction: Picture
     caption: str
+    importance: tuple[Picture, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,8 +110,18 @@ def reconstructions(
     tile = run.sampling().generation.decode_tile if run.prior_stage else 0
     rebuilt = to_host(decode(tokenizer, variables, tokens, tile))
     errors = to_host(psnr(to_float(images), to_float(rebuilt)))
+    shown: list[tuple[Picture, ...]] = [()] * len(images)
+    if is_adaptive(run):
+        found = importance(run, images)
+        scores, kept = heat(images, found.scores), masked(images, found.kept)
+        shown = [
+            (picture(score, "its regions by importance"), picture(part, "those that have a code"))
+            for score, part in zip(scores, kept, strict=True)
+        ]
     pairs = []
-    for image, copy, label, error in zip(images, rebuilt, labels, errors, strict=True):
+    for image, copy, label, error, between in zip(
+        images, rebuilt, labels, errors, shown, strict=True
+    ):
         name = class_name(class_names, int(label))
         of = f" of class {name}" if name else ""
         pairs.append(
@@ -108,6 +129,7 @@ def reconstructions(
                 picture(image, f"held-out image{of}"),
                 picture(copy, f"its reconstruction, {error:.1f} dB"),
                 f"{error:.1f} dB",
+                between,
             )
         )
     return pairs
