@@ -170,7 +170,7 @@ def _shrink(config: ConfigDict) -> None:
     """Makes the models of a config small and their training short."""
     config.data.workers = 0
     tokenizer = config.tokenizer
-    tokenizer.batch_size, tokenizer.steps = 16, 400
+    tokenizer.batch_size, tokenizer.steps = 16, 600
     tokenizer.model.update(
         {
             "width": 32,
@@ -183,12 +183,15 @@ def _shrink(config: ConfigDict) -> None:
     tokenizer.model.quantizer.code_dim = 64
     # A batch has fewer vectors than there are codes: at 1 nearly all would restart all the time.
     tokenizer.model.quantizer.restart_below = 0.1
+    # Forgets soon that a code was in use, so that those that never are restart after 45 steps; with
+    # 0.99 it would be 230, and a batch's few codes are all that is learned by until then.
+    tokenizer.model.quantizer.decay = 0.95
     tokenizer.loss.perceptual = 0.3
     tokenizer.loss.perceptual_net = "alexnet"
     discriminator = tokenizer.discriminator
     discriminator.model.update({"num_layers": 2, "width": 32, "dtype": "float32"})
     # Late, when reconstructions are good, and slowly.
-    discriminator.start, discriminator.ramp = 250, 100
+    discriminator.start, discriminator.ramp = 450, 100
     for optimizer in (tokenizer.optimizer, discriminator.optimizer):
         optimizer.learning_rate = 1e-3
         optimizer.b2 = 0.99
