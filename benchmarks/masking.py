@@ -59,6 +59,7 @@ def tokenizer_step(**fields: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             "attention_factors": (8,),
             "demask_blocks": BLOCKS.value,
             "mask_ratio": MASK_RATIO.value,
+            "quantizer": {"learning": "ema", "restart_below": 0.1},
             **fields,
         },
     )
@@ -66,13 +67,18 @@ def tokenizer_step(**fields: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     images = jax.random.uniform(key, (BATCH_SIZE.value, SIDE.value, SIDE.value, 3), minval=-1.0)
     variables = jax.jit(lambda key: model.init(init_keys(model, key), images))(key)
 
-    def loss(params: Any, images: Any) -> Float[Array, ""]:
-        pixels, _, loss, _ = model.apply(
-            {"params": params}, images, True, rngs=step_keys(model, key)
+    def loss(params: Any, state: Any, images: Any) -> tuple[Float[Array, ""], Any]:
+        (pixels, _, loss, _), state = model.apply(
+            {"params": params, **state},
+            images,
+            True,
+            rngs=step_keys(model, key),
+            mutable=list(state),
         )
-        return loss + jnp.mean(jnp.abs(pixels - images))
+        return loss + jnp.mean(jnp.abs(pixels - images)), state
 
-    return jax.grad(loss), (variables["params"], images)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    return jax.grad(loss, has_aux=True), (variables["params"], state, images)
 
 
 def module_step(module: nn.Module, *told: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:

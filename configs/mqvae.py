@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
+from vqjax.errors import InputError
 
 # Arguments of the experiments, and their defaults: the headline model.
 ARGUMENTS = {
@@ -58,6 +59,10 @@ def mqvae(args: ConfigDict, training: Training) -> ConfigDict:
     Raises:
         InputError: a value that there is not.
     """
+    if args.mask == "none" and args.mask_ratio != ARGUMENTS["mask_ratio"]:
+        raise InputError(
+            f"config argument mask_ratio={args.mask_ratio}: mask=none masks nothing, leave it out"
+        )
     config = common.get_config()
     config.data.resolution = 256
     config.data.workers = 8

@@ -4,8 +4,8 @@ r"""MQ-VAE and Stackformer on OpenMoji, by their names: both stages in minutes o
     python sample.py --workdir=runs/mqvae --caption="red heart"
     python -m vqjax visualize --workdir=runs/mqvae --what=importance
 
-As `coco_mqvae.py`, only smaller. It stands for no table of paper 002; what it reaches is in
-docs/performance.md. Arguments, as in `--config=...:mask_ratio=0.5`: those of `folder_mqvae.py`.
+As `coco_mqvae.py`, only smaller. It stands for no table of paper 002. Arguments, as in
+`--config=...:mask_ratio=0.5`: those of `folder_mqvae.py`.
 """
 
 from ml_collections import ConfigDict

@@ -296,7 +296,7 @@ def test_ablations_of_seqgan(tmp_path):
         ("", 35.2, 307.3),
         ("size=base", 35.2, 609.6),
         ("f=16", 112.6, 305.1),
-        ("f=16,size=base,mask_ratio=0", 112.6, 607.4),
+        ("f=16,size=base", 112.6, 607.4),
     ],
 )
 def test_parameters_of_mqvae(arg, tokenizer, prior, tmp_path):
@@ -327,6 +327,17 @@ def test_rows_of_tables_6_and_7(arg, mask, demask, tokens, tmp_path):
     model = build_stage(load("ffhq_mqvae", arg), "tokenizer", tmp_path, 0).model
     assert (model.mask, model.demask) == (mask, demask)
     assert model.num_tokens(model.grid(256, 256)) == tokens
+
+
+def test_a_mask_ratio_without_a_mask_is_refused():
+    with pytest.raises(InputError, match=r"mask_ratio=0.5: mask=none masks nothing, leave it out"):
+        load("ffhq_mqvae", "mask=none,mask_ratio=0.5")
+
+
+def test_splits_of_coco_captions():
+    """Those of TFDS's builder, which has no "validation"."""
+    source = load("coco_mqvae").data.source
+    assert {source.train_split, source.validation_split} <= {"train", "val", "test", "restval"}
 
 
 def test_ablations_of_the_sampler():

@@ -354,4 +354,4 @@ class VectorQuantizer(nn.Module):
     @property
     def _fresh_count(self) -> float:
         """Uses of a code that restarts; above the threshold, so that it has time to find some."""
-        return max(1.0, self.restart_below)
+        return max(1.0, 2 * self.restart_below)

@@ -1,5 +1,6 @@
 """Captions as conditions: the tokens of a byte-level BPE, saved with the run."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
 from vqjax.conditions import CaptionCondition, from_json, ids_in_common, padding_id, to_json
-from vqjax.errors import InputError
+from vqjax.errors import FieldError, InputError
 from vqjax.runs.build import build_condition
 
 COLOURS, THINGS = ("red", "green", "blue", "yellow"), ("heart", "house", "horse", "hat")
@@ -196,3 +197,23 @@ def test_settings_out_of_range_are_named(fields, expected):
 def test_an_empty_caption_is_refused(text):
     with pytest.raises(InputError, match=re.escape("an empty caption says nothing: write what")):
         CONDITION.parse(text)
+
+
+def test_bytes_that_are_no_text_are_refused():
+    """Half of a character, which a command line or a JSON file can hold."""
+    with pytest.raises(InputError, match=r"red \\udcff': this caption has bytes that are no text"):
+        CONDITION.parse("red \udcff")
+    with pytest.raises(FieldError, match="has a caption with bytes that are no text"):
+        CaptionCondition.of(Captioned((("red", "\ud83d"),)))
+
+
+def test_tokens_of_one_text_mean_the_same_in_two_runs():
+    """Whatever else the runs tell otherwise."""
+    longer = dataclasses.replace(CONDITION, length=30, too_long="cut")
+    assert ids_in_common(longer, CONDITION) == {i: i for i in range(CONDITION.num_ids + 2)}
+    other = CaptionCondition.of(Captioned((("a red heart",), ("a red heart",))), length=24)
+    common = ids_in_common(other, CONDITION)
+    assert len(common) >= 256 + 2
+    for ours, theirs in common.items():
+        if ours < CONDITION.num_ids:
+            assert CONDITION.id_names[ours] == other.id_names[theirs]

@@ -65,6 +65,22 @@ def test_tokens_are_those_of_the_tokenizer():
     refused(check, Tokens(dense.codes[:, :5], dense.positions[:, :5], dense.grid), "for each cell")
 
 
+def test_tokens_are_as_many_whole_positions_as_codes():
+    tokenizer = build_stage_tokenizer(tiny.get_config("path=x"), "tokenizer")
+    codes, cells = jnp.zeros((2, 4), jnp.int32), jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
+    wrong = {
+        "codes_of_one_image": (codes[0], cells[0]),
+        "other_numbers": (codes, cells[:, :3]),
+        "other_images": (codes, cells[:1]),
+        "floats": (codes.astype(jnp.float32), cells),
+        "none": (codes[:, :0], cells[:, :0]),
+    }
+    for code, position in wrong.values():
+        # As an import would make them, which nothing has checked.
+        tokens = Tokens.tree_unflatten((4, 4), (code, position))
+        refused(lambda x: checked_tokens(x, tokenizer), tokens, r"whole numbers \[images, tokens\]")
+
+
 def test_sparse_tokens_lie_at_cells_of_their_own(monkeypatch):
     tokenizer = build_stage_tokenizer(tiny.get_config("path=x"), "tokenizer")
     monkeypatch.setattr(type(tokenizer), "token_kind", "sparse")

@@ -110,6 +110,8 @@ def test_losses_are_those_of_the_oracle_smoothed_in_training_only():
         np.testing.assert_allclose(loss, nats_of(logits, codes, smoothing).mean(), rtol=1e-4)
         assert number == IMAGES * CELLS
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-5)
+        unsmoothed = nats_of(logits, codes).mean()
+        np.testing.assert_allclose(metrics["nats_per_token"], unsmoothed, rtol=1e-4)
     nats, count = held_out["nats_per_token"]
     np.testing.assert_allclose(nats, nats_of(logits, codes)[valid].sum(), rtol=1e-4)
     assert count == valid.sum() * CELLS

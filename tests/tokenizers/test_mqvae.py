@@ -18,6 +18,7 @@ from tiny_tokenizer import (
 )
 
 from vqjax.errors import FieldError, InputError
+from vqjax.parallel import batch_sharding, make_mesh
 from vqjax.quantizers import STATE, VectorQuantizer
 from vqjax.tokenizers import build_tokenizer
 from vqjax.tokenizers.base import same_codes, tokenizer_shapes
@@ -211,6 +212,17 @@ def test_every_parameter_learns_and_tokens_decode(fields):
     assert_tokens_decode_to_the_reconstruction(out)
     assert_last_layer(model, variables_of(model), out)
     assert out["tokens"].codes.shape == (2, KEPT)
+
+
+def test_a_batch_that_is_split_over_devices_is_filled_in_where_it_is():
+    model = tiny()
+    mesh = make_mesh({"data": 2}, jax.devices()[:2])
+    split = batch_sharding(mesh)
+    tokens = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), whole(model)["tokens"]
+    )
+    decode = jitted(model, "decode").lower(tokens).compile()
+    assert "all-gather" not in decode.as_text()
 
 
 # Without a mask.

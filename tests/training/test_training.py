@@ -382,6 +382,16 @@ class Breaks(TokenizerStage):
             return super().train_step(state, frozen, batch, key, phase)
 
 
+def test_codes_that_restart_although_they_are_used_are_refused(config, tmp_path):
+    """128 vectors of a batch for 32 codes, or 32 in each of four microbatches."""
+    config.tokenizer.model.quantizer.restart_below = 1.0
+    tiny.make_stage(config, "tokenizer", tmp_path)
+    config.tokenizer.microbatches = 4
+    message = r"tokenizer.model.quantizer.restart_below=1.0: .* occur 1 times .* fewer microbatches"
+    with pytest.raises(InputError, match=message):
+        tiny.make_stage(config, "tokenizer", tmp_path)
+
+
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config.tokenizer.loss.l1 = 1.0
     config.tokenizer.checkpoint_every = 1

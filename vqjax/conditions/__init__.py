@@ -44,10 +44,10 @@ CONDITIONS: dict[str, type[Condition]] = {
 
 
 def ids_in_common(theirs: Condition, ours: Condition) -> dict[int, int]:
-    """By our id the one of another condition that means the same: class, null or padding.
+    """By our id the one of another condition that means the same.
 
-    All ids of equal conditions; of others those of classes of one name, the null id and that of
-    padding.
+    All ids of equal conditions; of others of the same kind those of one name, classes or tokens;
+    the null id and that of padding.
     """
     common = {
         null_id(ours.num_ids): null_id(theirs.num_ids),
@@ -55,8 +55,10 @@ def ids_in_common(theirs: Condition, ours: Condition) -> dict[int, int]:
     }
     if ours == theirs:
         return common | {i: i for i in range(ours.num_ids)}
-    known = {name: i for i, name in enumerate(theirs.classes)}
-    return common | {i: known[name] for i, name in enumerate(ours.classes) if name in known}
+    if ours.name != theirs.name:
+        return common
+    known = {name: i for i, name in enumerate(theirs.id_names)}
+    return common | {i: known[name] for i, name in enumerate(ours.id_names) if name in known}
 
 
 def condition_class(name: str | None) -> type[Condition]:

@@ -79,6 +79,11 @@ class Condition(abc.ABC):
         """Size of the vocabulary: ids are in [0, num_ids)."""
 
     @property
+    def id_names(self) -> tuple[str, ...]:
+        """What each id stands for, in their order: ids of one name mean the same in two runs."""
+        return self.classes
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes where the condition is the class of an image, else ()."""
         return ()

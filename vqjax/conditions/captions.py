@@ -118,6 +118,11 @@ class CaptionCondition(Condition):
         """Size of the vocabulary: a token for each of 256 bytes, and those of the merges."""
         return len(self._ids)
 
+    @property
+    def id_names(self) -> tuple[str, ...]:
+        """The tokens."""
+        return tuple(self._ids)
+
     @cached_property
     def _ids(self) -> dict[str, int]:
         """By token its id."""
@@ -154,6 +159,10 @@ class CaptionCondition(Condition):
         return self._padded(_normalised(text), cut=False)
 
     def _padded(self, text: str, cut: bool) -> Ids:
+        if not _is_text(text):
+            raise InputError(
+                f"{_shortened(text)!a}: this caption has bytes that are no text: write it in UTF-8"
+            )
         if not text:
             raise InputError("'': an empty caption says nothing: write what is to be seen")
         tokens = self._bpe.encode(text).ids
@@ -180,6 +189,15 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def _is_text(text: str) -> bool:
+    """False for halves of characters, of which there are no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= _IN_MESSAGE else f"{text[: _IN_MESSAGE - 3]}..."
 
@@ -193,8 +211,10 @@ def _captions(source: DescribedSource) -> list[tuple[str, ...]]:
     found = []
     for index in range(len(source)):
         captions = tuple(_normalised(text) for text in source.captions_of(index))
-        if not captions or not all(captions):
+        if not captions or not all(captions) or not all(map(_is_text, captions)):
             problem = "an empty caption" if captions else "no caption"
+            if all(captions) and captions:
+                problem = "a caption with bytes that are no text"
             raise FieldError(
                 f"name='caption': {source.name_of(index)} has {problem}: give it one, or leave the"
                 " image out"

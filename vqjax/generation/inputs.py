@@ -62,6 +62,14 @@ def checked_tokens(tokens: Any, tokenizer: Tokenizer) -> Tokens:
     """
     if not isinstance(tokens, Tokens):
         raise InputError(f"tokens: those of `encode` are needed, not {type(tokens).__name__}")
+    shapes = [np.shape(x) for x in (tokens.codes, tokens.positions)]
+    whole = all(np.issubdtype(x.dtype, np.integer) for x in (tokens.codes, tokens.positions))
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or not shapes[0][1] or not whole:
+        raise InputError(
+            "tokens: whole numbers [images, tokens] are needed, as many positions as codes, not"
+            f" {tokens.codes.dtype} {list(shapes[0])} and {tokens.positions.dtype}"
+            f" {list(shapes[1])}"
+        )
     codes, positions = np.asarray(tokens.codes), np.asarray(tokens.positions)
     if codes.size and not 0 <= codes.min() <= codes.max() < tokenizer.num_codes:
         raise InputError(

@@ -123,14 +123,19 @@ class AutoregressivePrior(DensePrior):
             train: label smoothing, dropout, of the condition too (rng stream "dropout").
 
         Returns:
-            The mean over all codes of the batch in nats, their number, and a dict with "accuracy".
+            The mean over all codes of the batch in nats, their number, and a dict with
+            "nats_per_token", the same without label smoothing, and "accuracy".
 
         Source: paper 001, section 3.1.
         """
         if train:
             condition = self.drop_condition(condition)
-        nats, hits = self._nats(tokens, condition, train)
-        return jnp.mean(nats), jnp.float32(nats.size), {"accuracy": jnp.mean(hits)}
+        logits, codes = self._logits(tokens, condition, train)
+        smoothing = self.label_smoothing if train else 0.0
+        loss = jnp.mean(cross_entropy(logits, codes, smoothing))
+        terms = _terms(logits, codes)
+        metrics = {name: jnp.mean(jax.lax.stop_gradient(x)) for name, x in terms.items()}
+        return loss, jnp.float32(codes.size), metrics
 
     def held_out(
         self,
@@ -140,16 +145,22 @@ class AutoregressivePrior(DensePrior):
         key: Key[Array, ""],
     ) -> Sums:
         """Cross-entropy, "nats_per_token", and "accuracy", how many codes are the likeliest."""
-        nats, hits = self._nats(tokens, condition, False)
-        count = jnp.sum(valid) * jnp.float32(nats.shape[1])
-        counted = {"nats_per_token": nats, "accuracy": hits}
-        return {name: (jnp.sum(x * valid[:, None]), count) for name, x in counted.items()}
+        logits, codes = self._logits(tokens, condition, False)
+        count = jnp.sum(valid) * jnp.float32(codes.shape[1])
+        terms = _terms(logits, codes)
+        return {name: (jnp.sum(x * valid[:, None]), count) for name, x in terms.items()}
 
-    def _nats(
+    def _logits(
         self, tokens: Tokens, condition: Int[Array, "b c"], train: bool
-    ) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
-        """Of every code its cross-entropy, and whether it is the likeliest."""
+    ) -> tuple[Float[Array, "b n k"], Int[Array, "b n"]]:
+        """Logits of every code, and the codes."""
         codes = tokens.code_map.reshape(tokens.codes.shape)
-        logits = self(codes, condition, train)
-        nats = cross_entropy(logits, codes, self.label_smoothing if train else 0.0)
-        return nats, jnp.argmax(logits, axis=-1) == codes
+        return self(codes, condition, train), codes
+
+
+def _terms(logits: Float[Array, "b n k"], codes: Int[Array, "b n"]) -> dict[str, Array]:
+    """By name of each metric its value at every code."""
+    return {
+        "nats_per_token": cross_entropy(logits, codes, 0.0),
+        "accuracy": jnp.argmax(logits, axis=-1) == codes,
+    }

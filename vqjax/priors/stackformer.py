@@ -240,18 +240,19 @@ class StackformerPrior(TransformerPrior):
 
         Returns:
             The mean over all tokens of the batch in nats; their number, without those of no cell;
-            and a dict with the same of codes and of positions alone, "code_nats" and
-            "position_nats", and the shares of the likeliest, "code_accuracy" and
-            "position_accuracy".
+            and a dict with the same without label smoothing, "nats_per_token", of codes and of
+            positions alone, "code_nats" and "position_nats", and the shares of the likeliest,
+            "code_accuracy" and "position_accuracy".
 
         Source: paper 002, Eq. 14.
         """
         if train:
             condition = self.drop_condition(condition)
-        terms, present = self._terms(tokens, condition, train)
+        terms, loss, present = self._terms(tokens, condition, train)
         number = jnp.sum(present).astype(jnp.float32)
+        terms = jax.lax.stop_gradient(terms)
         means = {name: _sum(x, present) / number for name, x in terms.items()}
-        return means.pop("nats_per_token"), number, means
+        return _sum(loss, present) / number, number, means
 
     def held_out(
         self,
@@ -261,23 +262,25 @@ class StackformerPrior(TransformerPrior):
         key: Key[Array, ""],
     ) -> Sums:
         """The loss, "nats_per_token", its two parts, and the accuracies, named as in `loss`."""
-        terms, present = self._terms(tokens, condition, False)
+        terms, _, present = self._terms(tokens, condition, False)
         counted = present & valid[:, None]
         number = jnp.sum(counted).astype(jnp.float32)
         return {name: (_sum(x, counted), number) for name, x in terms.items()}
 
     def _terms(
         self, tokens: Tokens, condition: Int[Array, "b c"], train: bool
-    ) -> tuple[dict[str, Array], Bool[Array, "b n"]]:
-        """By name of each metric its value at every token, and which tokens there are."""
+    ) -> tuple[dict[str, Array], Float[Array, "b n"], Bool[Array, "b n"]]:
+        """By name of each metric its value at every token; the loss; which tokens there are."""
         tokens = tokens.in_raster_order()
         present, codes = tokens.present, tokens.codes
         code_logits, position_logits = self(codes, tokens.positions, condition, train)
         # Of no cell, there is none that would be right.
         positions = jnp.where(present, tokens.positions, 0)
         smoothing = self.label_smoothing if train else 0.0
-        code_nats = cross_entropy(code_logits, codes, smoothing)  # Eq. 11
-        position_nats = cross_entropy(position_logits, positions, smoothing)  # Eq. 13
+        loss = cross_entropy(code_logits, codes, smoothing)  # Eq. 11
+        loss += cross_entropy(position_logits, positions, smoothing)  # Eq. 13
+        code_nats = cross_entropy(code_logits, codes, 0.0)
+        position_nats = cross_entropy(position_logits, positions, 0.0)
         terms = {
             "nats_per_token": code_nats + position_nats,
             "code_nats": code_nats,
@@ -285,7 +288,7 @@ class StackformerPrior(TransformerPrior):
             "code_accuracy": jnp.argmax(code_logits, axis=-1) == codes,
             "position_accuracy": jnp.argmax(position_logits, axis=-1) == positions,
         }
-        return terms, present
+        return terms, loss, present
 
 
 def _sum(x: Array, counted: Bool[Array, "b n"]) -> Float[Array, ""]:

@@ -39,7 +39,7 @@ PANELS = (
         "What the stage minimises.",
     ),
     Panel(
-        "Held-out loss, nats a token",
+        "Loss without label smoothing, nats a token",
         {f"loss_at_{ratio}": f"{ratio} masked" for ratio in (0.25, 0.5, 0.75, 1.0)}
         | {"nats_per_token": "from those before", "unigram_entropy": "unigram entropy"},
         "By the part of a block or an image that is masked, or of each token from those before it."

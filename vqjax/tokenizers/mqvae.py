@@ -301,17 +301,21 @@ class MQVAE(VQGAN):
     ) -> Float[Array, "b h w c"]:
         """The decoder's features of quantized vectors at their cells, and of nothing at others."""
         (b, _, d), n = z_q.shape, grid[0] * grid[1]
-        rows = jnp.arange(b)[:, None]
+
+        # Image by image, so that a batch that is split over devices stays where it is.
+        @jax.vmap
+        def filled(cells: Array, positions: Array, values: Array) -> Array:
+            return cells.at[positions].set(values, mode="drop")
+
         if self.mask == "none":
             empty = jnp.zeros((b, n, d), z_q.dtype)
         else:
             masked = self.mask_embedding(jnp.zeros((1, 1), jnp.int32))
             empty = jnp.broadcast_to(masked, (b, n, d)).astype(z_q.dtype)
-        cells = empty.at[rows, positions].set(z_q, mode="drop")
-        z_map = cells.reshape(b, *grid, d)
+        z_map = filled(empty, positions, z_q).reshape(b, *grid, d)
         if self.demask == "none":
             return self.decoder(z_map)
-        kept = jnp.zeros((b, n), bool).at[rows, positions].set(True, mode="drop")
+        kept = filled(jnp.zeros((b, n), bool), positions, jnp.ones_like(positions, bool))
         return self.decoder(z_map, kept)
 
 

@@ -21,6 +21,7 @@ from vqjax import registry
 from vqjax.errors import InputError
 from vqjax.parallel import to_host
 from vqjax.pixels import to_float
+from vqjax.quantizers import VectorQuantizer
 from vqjax.runs.stages import StageSettings
 from vqjax.settings import Range, check_settings, setting
 from vqjax.tokenizers import Tokenizer
@@ -30,6 +31,9 @@ from vqjax.training.optimizers import forget_rows, set_rows
 from vqjax.training.state import Network
 
 log = logging.getLogger(__name__)
+
+# A codebook of which less is in use has collapsed.
+LEAST_USAGE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +186,60 @@ def with_replaced_rows(network: Network, replaced: ReplacedRows) -> Network:
     )
     opt_state = forget_rows(network.opt_state, path, rows)
     return Network(params, opt_state, ema, network.model_state)
+
+
+def check_restart(part: str, model: Tokenizer, settings: StageSettings, side: int) -> None:
+    """Checks that codes do not restart that are used as much as all others.
+
+    Each microbatch counts its own uses.
+
+    Args:
+        part: path of the codebook's sub-config, for messages.
+        model: the tokenizer.
+        settings: of its stage.
+        side: of the images in pixels.
+
+    Raises:
+        InputError: they would.
+    """
+    quantizer = model.quantizer
+    vectors = tokens_shape(model, side).codes.shape[1] * settings.batch_size
+    uses = vectors / settings.microbatches / quantizer.num_codes
+    if uses <= quantizer.restart_below:
+        raise InputError(
+            f"config.{part}.restart_below={quantizer.restart_below}: codes that are all used alike"
+            f" occur {uses:.3g} times in a batch or microbatch, so that they would restart all the"
+            " time: set a tenth of that, or fewer microbatches"
+        )
+
+
+def warn_of_collapse(
+    stage: str, quantizer: VectorQuantizer, counts: Float[Array, "k"], images: int, step: int
+) -> None:
+    """Says so where hardly any code occurs, and what keeps more of them in use.
+
+    Args:
+        stage: name of the tokenizer's stage.
+        quantizer: its codebook.
+        counts: of each code in held-out images.
+        images: how many these are.
+        step: finished training steps.
+    """
+    used, tokens = int(jnp.sum(counts > 0)), int(jnp.sum(counts))
+    # Few tokens cannot show many codes.
+    if used >= LEAST_USAGE * min(len(counts), tokens):
+        return
+    kept = {
+        "learning=ema": quantizer.learning == "ema",
+        "latent_norm=layer": quantizer.latent_norm != "none",
+        "restart_below=0.1": quantizer.restart_below > 0,
+    }
+    missing = ", ".join(name for name, there in kept.items() if not there)
+    log.warning(
+        "%s: step %d: THE CODEBOOK HAS COLLAPSED: %d of %d codes occur in %d validation images;"
+        " train anew with config.%s.model.quantizer: %s",
+        *(stage, step, used, len(counts), images, stage),
+        f"{missing} (the config argument codebook=ema, where there is one)"
+        if missing
+        else "a higher restart_below, or with a lower learning rate",
+    )

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import logging
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -28,7 +27,12 @@ from vqjax.random_keys import random_key
 from vqjax.runs.build import build_stage_tokenizer
 from vqjax.tokenizers.base import init_keys, step_keys
 from vqjax.training.adversary import Adversary, adversarial_settings
-from vqjax.training.codebook import Reestimation, with_replaced_rows
+from vqjax.training.codebook import (
+    Reestimation,
+    check_restart,
+    warn_of_collapse,
+    with_replaced_rows,
+)
 from vqjax.training.frechet_monitor import FrechetMonitor
 from vqjax.training.optimizers import accumulate
 from vqjax.training.stage import (
@@ -42,11 +46,7 @@ from vqjax.training.stage import (
 )
 from vqjax.training.state import State
 
-log = logging.getLogger(__name__)
-
 PICTURES = 16
-# A codebook of which less is in use has collapsed.
-LEAST_USAGE = 0.1
 
 
 class Forward(NamedTuple):
@@ -110,6 +110,7 @@ class TokenizerStage(Stage):
             self.frechet = FrechetMonitor(self.frechet_settings, prefix="r")
         self.eval_step = jax.jit(self._eval_step)
         if self.trains_codes:
+            check_restart(f"{name}.model.quantizer", self.model, self.settings, side)
             kmeans = own.get("kmeans", {})
             self.reestimation = Reestimation(
                 f"{name}.kmeans", kmeans, self.model, self.settings, side
@@ -355,32 +356,10 @@ class TokenizerStage(Stage):
         metrics["codebook_usage"] = float(quantizers.usage(counts))
         metrics["codebook_perplexity"] = float(quantizers.perplexity(counts))
         if self.trains_codes:
-            self._warn_of_collapse(counts, int(number), int(state.step))
+            warn_of_collapse(self.name, self.model.quantizer, counts, int(number), int(state.step))
         if self.frechet:
             metrics |= self.frechet.distance()
         return metrics, pictures
-
-    def _warn_of_collapse(self, counts: Float[Array, "k"], images: int, step: int) -> None:
-        """Says so where hardly any code occurs, and what keeps more of them in use."""
-        used, tokens = int(jnp.sum(counts > 0)), int(jnp.sum(counts))
-        # Few tokens cannot show many codes.
-        if used >= LEAST_USAGE * min(len(counts), tokens):
-            return
-        own = self.model.quantizer
-        kept = {
-            "learning=ema": own.learning == "ema",
-            "latent_norm=layer": own.latent_norm != "none",
-            "restart_below=0.1": own.restart_below > 0,
-        }
-        missing = ", ".join(name for name, there in kept.items() if not there)
-        log.warning(
-            "%s: step %d: THE CODEBOOK HAS COLLAPSED: %d of %d codes occur in %d validation images;"
-            " train anew with config.%s.model.quantizer: %s",
-            *(self.name, step, used, len(counts), images, self.name),
-            f"{missing} (the config argument codebook=ema, where there is one)"
-            if missing
-            else "a higher restart_below, or with a lower learning rate",
-        )
 
     def _eval_step(
         self, variables: Any, frozen: Any, images: UInt8[Array, "b H W 3"], valid: Any
