@@ -49,7 +49,7 @@ def train_error(capsys, workdir, *args, status=2):
         (["--config.seed.x=5"], "config.seed is a value and has no keys"),
         (["--config.seed"], "write --config.seed=value"),
         (["--config.tokenizer.steps=many"], "steps"),
-        (["--config.tokenizer.model.name=vqvae"], "valid: efficient_vqgan, seqgan, vit_vqgan"),
+        (["--config.tokenizer.model.name=vqvae"], "valid: efficient_vqgan, mqvae, seqgan"),
         (["--config.prior.model.name=gpt"], "valid: autoregressive, masked, multigrained"),
         (
             ["--config.tokenizer.model.quantizer.learning=emma"],
@@ -77,7 +77,10 @@ def train_error(capsys, workdir, *args, status=2):
         ),
         (["--config.data.resolution=36"], "the nearest that works is 32 or 48"),
         (["--config.sampling.temperature=0.0"], "sampling.temperature=0.0: above 0 is needed"),
-        (["--config.condition.name=text"], "config.condition.name='text': valid: class, none"),
+        (
+            ["--config.condition.name=text"],
+            "config.condition.name='text': valid: caption, class, none",
+        ),
         (["--config.prior.tokenizer=codes"], "config.prior.tokenizer='codes': valid: tokenizer"),
         (["--config.prior.kind=gan"], "config.prior.kind='gan': valid: decoder, prior, tokenizer"),
         (["--config.data.crop=middle"], "config.data.crop='middle': valid: center, random"),

@@ -21,9 +21,9 @@ def test_curves_of_a_run_that_is_being_written(tmp_path):
     assert curves.last(found, "train/none") is None
     drawn = {chart.title: chart for chart in curves.charts("prior", found, start=None)}
     # A metric that nobody knew is drawn too.
-    assert set(drawn) == {"Loss", "Held-out loss, nats a token", "new"}
+    assert set(drawn) == {"Loss", "Loss without label smoothing, nats a token", "new"}
     assert "loss from 3 to 3" in drawn["Loss"].svg
-    assert "0.5 masked from 2.5 to 2.5" in drawn["Held-out loss, nats a token"].svg
+    assert "0.5 masked from 2.5 to 2.5" in drawn["Loss without label smoothing, nats a token"].svg
 
 
 def test_both_parts_of_a_loss_are_one_chart_in_training_and_held_out(tmp_path):
@@ -34,7 +34,7 @@ def test_both_parts_of_a_loss_are_one_chart_in_training_and_held_out(tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = curves.charts("prior", curves.read_metrics(file), start=None)
     drawn = {chart.title: chart.svg for chart in found}
-    held_out = "Held-out loss, nats a token"
-    assert set(drawn) == {held_out, "Codes and positions, nats a token", "Accuracy"}
+    nats = "Loss without label smoothing, nats a token"
+    assert set(drawn) == {nats, "Codes and positions, nats a token", "Accuracy"}
     for label in ("codes, training", "positions, held-out"):
         assert label in drawn["Codes and positions, nats a token"]

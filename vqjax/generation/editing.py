@@ -24,7 +24,6 @@ from scipy import ndimage
 
 from vqjax.errors import InputError
 from vqjax.pixels import to_float
-from vqjax.priors import PRIORS, Prior
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 
@@ -160,20 +159,6 @@ def latent_grid(tokenizer: Tokenizer, image: UInt8[np.ndarray, "h w 3"]) -> tupl
             f" it to {round(width / f) * f}x{round(height / f) * f}"
         )
     return height // f, width // f
-
-
-def check_prior(prior: Prior) -> None:
-    """Checks that a prior can fill a hole.
-
-    Raises:
-        InputError: it takes no known tokens; the message names priors that do.
-    """
-    if not prior.known_tokens:
-        able = ", ".join(sorted(name for name, cls in PRIORS.items() if cls.known_tokens))
-        raise InputError(
-            f"the prior {type(prior).__name__} draws whole images only, so it cannot edit one;"
-            f" priors that can: {able}"
-        )
 
 
 def fill_hole(edit: Edit) -> UInt8[np.ndarray, "H W 3"]:

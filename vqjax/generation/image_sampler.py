@@ -178,7 +178,8 @@ class ImageSampler:
 def _check_edit(models: Models, edit: editing.Edit) -> None:
     """Raises InputError if the prior cannot fill the hole of a canvas."""
     prior, name = models.prior, type(models.prior).__name__
-    editing.check_prior(prior)
+    if not prior.known_tokens:
+        raise InputError(f"the prior {name} draws whole images only, so it cannot edit one")
     if edit.grid != prior.grid and not prior.any_grid:
         height, width = (models.tokenizer.downsampling * side for side in prior.grid)
         raise InputError(

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vqjax.errors import InputError
+from vqjax.priors import PRIORS, Prior
 from vqjax.tokenizers import Tokenizer
 from vqjax.tokens import Tokens
 
@@ -51,6 +52,20 @@ def checked_count(count: Any) -> int:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise InputError(f"count={count!r}: a whole number from 1 is needed")
     return int(count)
+
+
+def check_edits(prior: Prior) -> None:
+    """Checks that a prior can fill a hole.
+
+    Raises:
+        InputError: it takes no known tokens; the message names priors that do.
+    """
+    if not prior.known_tokens:
+        able = ", ".join(sorted(name for name, cls in PRIORS.items() if cls.known_tokens))
+        raise InputError(
+            f"the prior {type(prior).__name__} draws whole images only, so it cannot edit one;"
+            f" priors that can: {able}"
+        )
 
 
 def checked_tokens(tokens: Any, tokenizer: Tokenizer) -> Tokens:

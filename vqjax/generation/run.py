@@ -19,6 +19,7 @@ from vqjax.generation import editing
 from vqjax.generation.codec import decode, encode
 from vqjax.generation.image_sampler import ImageSampler, Models
 from vqjax.generation.inputs import (
+    check_edits,
     checked_count,
     checked_image,
     checked_images,
@@ -264,9 +265,9 @@ class Run:
             settings: of `config.sampling`, in the place of the config's, but for num_images.
 
         Raises:
-            InputError: as `sample`, `editing.check_prior` and `editing.inpaint`.
+            InputError: as `sample`, `check_edits` and `editing.inpaint`.
         """
-        editing.check_prior(self.prior)
+        check_edits(self.prior)
         hole = editing.inpaint(self.tokenizer, checked_image(image), checked_mask(mask))
         sampling = self._sampling_of(checked_count(count), settings)
         conditions = self.edit_conditions(count, label, caption)

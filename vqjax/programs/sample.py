@@ -21,6 +21,7 @@ from vqjax.errors import InputError
 from vqjax.files import open_path, write_png, write_whole
 from vqjax.generation import editing
 from vqjax.generation.image_grid import image_grid
+from vqjax.generation.inputs import check_edits
 from vqjax.generation.run import Run
 from vqjax.programs import command_line, decoder_flag, sampling_flags
 from vqjax.training.console import setup_logging
@@ -115,7 +116,7 @@ def _edit(run: Run) -> editing.Edit | None:
         own = " or ".join(f"--{name}" for name in EDITS[EDIT.value])
         raise InputError(f"--edit={EDIT.value} needs --image and {own}")
     # Before the tokenizer is looked at: another one alone would not do.
-    editing.check_prior(run.prior)
+    check_edits(run.prior)
     image = read_image(Path(IMAGE.value))
     if EDIT.value == "inpaint":
         return editing.inpaint(run.tokenizer, image, read_image(Path(MASK.value or "")))
