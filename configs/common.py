@@ -125,6 +125,22 @@ def caption_condition() -> ConfigDict:
     return config
 
 
+def folder() -> ConfigDict:
+    """A source: the images of a folder, a tenth held out unless its settings say otherwise."""
+    return ConfigDict(
+        {
+            "name": "folder",
+            "path": "",
+            "train_folder": "",
+            "validation_folder": "",
+            "train_range": "",
+            "validation_range": "",
+            "validation_fraction": 0.1,
+            "split_by_content": False,
+        }
+    )
+
+
 def sorted_folder(train_images: int, images: int) -> ConfigDict:
     """A source: the images of a folder by their sorted names, the first ones to train on."""
     return ConfigDict(

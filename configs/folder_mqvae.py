@@ -19,7 +19,7 @@ Arguments, as in `--config=...:res=64,f=8`, besides those of `ffhq_mqvae.py`:
 
 from ml_collections import ConfigDict
 
-from configs import mqvae
+from configs import common, mqvae
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -29,18 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         InputError: unknown argument or value.
     """
     config = mqvae.any_size(arg)
-    config.data.source = ConfigDict(
-        {
-            "name": "folder",
-            "path": "",
-            "captions": "",
-            "train_folder": "",
-            "validation_folder": "",
-            "train_range": "",
-            "validation_range": "",
-            "validation_fraction": 0.1,
-            "split_by_content": False,
-        }
-    )
+    config.data.source = common.folder()
+    config.data.source.captions = ""
     config.data.crop = "center"
     return config

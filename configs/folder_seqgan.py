@@ -25,7 +25,7 @@ Arguments, as in `--config=...:res=64,f=8`, besides those of `imagenet_seqgan.py
 
 from ml_collections import ConfigDict
 
-from configs import seqgan
+from configs import common, seqgan
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -35,18 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
         InputError: unknown argument or value.
     """
     config = seqgan.any_size(arg)
-    config.data.source = ConfigDict(
-        {
-            "name": "folder",
-            "path": "",
-            "train_folder": "",
-            "validation_folder": "",
-            "train_range": "",
-            "validation_range": "",
-            "validation_fraction": 0.1,
-            "split_by_content": False,
-        }
-    )
+    config.data.source = common.folder()
     config.data.crop = "center"
     config.condition.name = "class"
     config.prior.model.condition_dropout = 0.1

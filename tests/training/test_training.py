@@ -18,7 +18,6 @@ from vqjax.losses.pixelwise import l1_loss, l2_loss
 from vqjax.parallel import global_batch, placed
 from vqjax.pixels import to_float
 from vqjax.random_keys import random_key
-from vqjax.training.state import Network, State
 from vqjax.training.tokenizer_stage import TokenizerStage
 
 STAGES = ("tokenizer", "prior")
@@ -311,42 +310,6 @@ def test_usage_is_of_the_whole_pass_and_not_of_a_batch():
     assert usage(batches[:1]) == pytest.approx(len(codes[0]) / 32)
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "advice"),
-    [
-        ({}, "a higher restart_below"),
-        ({"restart_below": 0.0}, "restart_below=0.1 (the"),
-        (
-            {"learning": "gradient", "latent_norm": "none", "restart_below": 0.0},
-            "learning=ema, latent_norm=layer, restart_below=0.1 (the",
-        ),
-    ],
-)
-def test_a_collapsed_codebook_is_told_with_what_to_change(quantizer, advice, caplog):
-    """3 of 32 codes are too few, 4 are not; where few tokens were seen, it is their number."""
-    config = tiny.get_config()
-    config.tokenizer.model.quantizer.update(quantizer)
-    stage = tiny.make_stage(config, "tokenizer", "")
-    state = State(np.int32(6), Network({}, (), None, {}))
-
-    def warned(counts):
-        caplog.clear()
-        sums = {"images": jnp.asarray(7.0), "codes": jnp.asarray([*counts, *[0.0] * 32])[:32]}
-        images = np.zeros((1, 16, 16, 3), np.uint8)
-        stage.eval_step = lambda *_: (dict(sums), jnp.asarray(images, jnp.float32))
-        batch = {"image": images, "valid": np.ones(1, bool)}
-        stage.evaluate(state, {}, [batch], jax.device_put)
-        return caplog.messages
-
-    (message,) = warned([100, 10, 2])
-    assert "tokenizer: step 6" in message and "3 of 32 codes occur in 7 validation" in message
-    assert f"config.tokenizer.model.quantizer: {advice}" in message
-    assert not warned([100, 10, 1, 1])
-    assert not warned([10])
-    stage.trains_codes = False
-    assert not warned([100])
-
-
 def test_a_best_metric_that_is_none_is_told_with_the_first_evaluation(config, tmp_path):
     config.tokenizer.best_metric = "psrn"
     config.tokenizer.checkpoint_every = 100
@@ -380,16 +343,6 @@ class Breaks(TokenizerStage):
 
         with mock.patch.object(self, "reconstruction_loss", broken_loss):
             return super().train_step(state, frozen, batch, key, phase)
-
-
-def test_codes_that_restart_although_they_are_used_are_refused(config, tmp_path):
-    """128 vectors of a batch for 32 codes, or 32 in each of four microbatches."""
-    config.tokenizer.model.quantizer.restart_below = 1.0
-    tiny.make_stage(config, "tokenizer", tmp_path)
-    config.tokenizer.microbatches = 4
-    message = r"tokenizer.model.quantizer.restart_below=1.0: .* occur 1 times .* fewer microbatches"
-    with pytest.raises(InputError, match=message):
-        tiny.make_stage(config, "tokenizer", tmp_path)
 
 
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
